@@ -1,0 +1,32 @@
+"""geraft: a Raft toolkit on gevent whose whole API is plain blocking calls."""
+
+from geraft.app import MakeSnapshot, RaftApp
+from geraft.client import Client
+from geraft.config import Config
+from geraft.core.membership import Member
+from geraft.node import RaftNode
+from geraft.runtime.hub import Consistency
+from geraft.runtime.status import ClusterInfo, NodeStatus, PeerStatus
+from geraft.simple import FileRepository, MemoryRepository, SimpleRaftApp, to_raft_app
+from geraft.storage import MemoryStorage, SqliteStorage
+from geraft.storage.base import RaftStorage
+
+__all__ = [
+    "Client",
+    "ClusterInfo",
+    "Config",
+    "Consistency",
+    "FileRepository",
+    "MakeSnapshot",
+    "Member",
+    "MemoryRepository",
+    "MemoryStorage",
+    "NodeStatus",
+    "PeerStatus",
+    "RaftApp",
+    "RaftNode",
+    "RaftStorage",
+    "SimpleRaftApp",
+    "SqliteStorage",
+    "to_raft_app",
+]

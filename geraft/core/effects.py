@@ -1,0 +1,183 @@
+"""What the runtime must do, in the order in which Raft.step returned it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from geraft.core.entries import Ballot, EntryBatch, EntryId
+from geraft.core.membership import Configuration
+from geraft.core.messages import PeerMessage
+
+
+class Role(Enum):
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre_candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class Reason(Enum):
+    """Why a proposal, read or transfer was not taken or did not end well. Nothing was appended."""
+
+    NOT_LEADER = "this node is not the leader"
+    TRANSFERRING = "leadership is being handed over"
+    OVERLOADED = "too many bytes wait for commitment"
+    STEPPED_DOWN = "this node lost leadership before a quorum confirmed it"
+    NO_TARGET = "no other voter can take leadership"
+    TIMED_OUT = "the target did not take over within an election timeout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Send now, without waiting for the disk; may be lost, Raft sends again."""
+
+    to: str
+    message: PeerMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persist:
+    """Make durable, in order of `sequence` and in one atomic step: the ballot, then the batches (the store drops
+    whatever it holds at or after the first index of each). Then send `then`, then tell Persisted(sequence).
+
+    With neither ballot nor batches it only asks that `then` is sent once everything before is durable.
+    """
+
+    sequence: int
+    ballot: Ballot | None = None
+    batches: tuple[EntryBatch, ...] = ()
+    then: tuple[Send, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """Feed the committed entries [first_index, last_index] to the app, then tell Applied(last_index).
+
+    batches: the newest of them, as far as they are in memory; load what is missing before them from the store.
+    """
+
+    first_index: int
+    last_index: int
+    batches: tuple[EntryBatch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadEntries:
+    """Read entries from first_index on, at most about bytes_max, for a peer that lags; then tell EntriesLoaded."""
+
+    peer: str
+    first_index: int
+    last_index: int
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposalAccepted:
+    """The commands of proposal `token` are entries [first_index, first_index + count) of `term`. Comes before any
+    effect that lets another server see them."""
+
+    token: int
+    term: int
+    first_index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposalRefused:
+    token: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """Entries [first_index, last_index] are committed; first_index of one is the last_index of the last, plus one."""
+
+    first_index: int
+    last_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitersOutcomeUnknown:
+    """This server no longer leads `term`: what was proposed in it and not answered yet may or may not commit."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadConfirmed:
+    """Reads of these tokens may run once the app has applied read_index."""
+
+    tokens: tuple[int, ...]
+    read_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRefused:
+    tokens: tuple[int, ...]
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleChanged:
+    old: Role
+    new: Role
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderChanged:
+    """leader: id of the leader of `term`, "" for none known."""
+
+    leader: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigurationChanged:
+    """This configuration is in force from now on. index: of its entry."""
+
+    configuration: Configuration
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferEnded:
+    """reason: None if the target took over (we saw a higher term), else why not."""
+
+    token: int
+    reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruncatedTo:
+    """Entries after `last` were dropped from the log: they conflicted with the leader's."""
+
+    last: EntryId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Something happened that never may in a sound cluster, and was refused. sentence: for people."""
+
+    sentence: str
+
+
+Effect = (
+    Send
+    | Persist
+    | Apply
+    | LoadEntries
+    | ProposalAccepted
+    | ProposalRefused
+    | Committed
+    | WaitersOutcomeUnknown
+    | ReadConfirmed
+    | ReadRefused
+    | RoleChanged
+    | LeaderChanged
+    | ConfigurationChanged
+    | TransferEnded
+    | TruncatedTo
+    | Alarm
+)

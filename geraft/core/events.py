@@ -1,0 +1,100 @@
+"""What can happen to a server: any message of a peer, and the events below. Raft.step is told one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from geraft.core.entries import Ballot, EntryBatch, EntryId
+from geraft.core.messages import PeerMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed. now_seconds: a monotonic clock, of which only differences count.
+
+    Tell it before the events that came in meanwhile: a silence that we promise begins when we say so, and a lease must
+    hold at a time after the read was asked for, so a pause of the process must be known before the read is answered.
+    """
+
+    now_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Propose:
+    """Callers want these commands appended, as one batch. token: names the proposal in ProposalAccepted/Refused."""
+
+    token: int
+    commands: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRequested:
+    """Callers want a read index. token: names the request in ReadConfirmed/ReadRefused. lease: a lease is enough."""
+
+    token: int
+    lease: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persisted:
+    """Every Persist effect up to number `sequence` is durable.
+
+    last_entry: the last entry of that effect's batches, or None. ballot: its ballot, or None.
+    """
+
+    sequence: int
+    last_entry: EntryId | None
+    ballot: Ballot | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """The app has applied every entry up to `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntriesLoaded:
+    """The answer to LoadEntries: batches from first_index on; empty if the store no longer has them."""
+
+    peer: str
+    first_index: int
+    batches: tuple[EntryBatch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConnected:
+    """The streams to a peer were (re)opened: what was in flight on the old ones may be lost."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerDisconnected:
+    """The streams to a peer broke: nothing in flight will be answered."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferRequested:
+    """Hand leadership over. target: a voter's id, or "" for the most caught-up one. token: names it in
+    TransferEnded."""
+
+    token: int
+    target: str = ""
+
+
+Event = (
+    PeerMessage
+    | Tick
+    | Propose
+    | ReadRequested
+    | Persisted
+    | Applied
+    | EntriesLoaded
+    | PeerConnected
+    | PeerDisconnected
+    | TransferRequested
+)

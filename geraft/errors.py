@@ -1,0 +1,139 @@
+"""Every exception geraft raises. What a caller may do next is told by three families:
+
+    NothingHappened   nothing was appended and nothing will be: retry freely
+    Rejected          the request itself is wrong: retrying it unchanged is pointless
+    OutcomeUnknown    it may have happened, or still happen
+
+Beside them stand StartRefused (a node that would not start) and StorageError (what is wrong with a store).
+"""
+
+from __future__ import annotations
+
+
+class GeraftError(Exception):
+    """Whatever geraft raises."""
+
+
+# What can come of a call ---------------------------------------------------------------------------------------------
+
+
+class NothingHappened(GeraftError):
+    """Nothing was appended to the log and nothing will be. Retry freely."""
+
+
+class NotLeader(NothingHappened):
+    """The node asked is not the leader and did not forward the call. Ask leader_address, if it is known."""
+
+    def __init__(self, message: str, *, leader_id: str = "", leader_address: str = "") -> None:
+        super().__init__(message)
+        self.leader_id = leader_id
+        self.leader_address = leader_address
+
+
+class NoLeader(NothingHappened):
+    """No leader is known; the message says why as far as this node can tell ("1 of 3 voters answers")."""
+
+
+class ProposalDropped(NothingHappened):
+    """The leader did not take the command: too much waits for commitment, or leadership is being handed over."""
+
+
+class ReadTimeout(NothingHappened, TimeoutError):
+    """A read or a status question was not answered in time. Reads change nothing."""
+
+
+class NodeStopped(NothingHappened):
+    """The node is not running: never started, stopped, or failed. The message and `cause` say why."""
+
+    def __init__(self, message: str, *, cause: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class NodeForked(NothingHappened):
+    """The node was started in another process: a forked child must start one of its own."""
+
+
+class TransferFailed(NothingHappened):
+    """Leadership stayed where it was."""
+
+
+class Unreachable(NothingHappened):
+    """No server answered under the addresses given."""
+
+
+class Rejected(GeraftError):
+    """The request is wrong as it stands; the message says what to change."""
+
+
+class ConfigError(Rejected, ValueError):
+    """A setting has a value it must not have."""
+
+
+class CommandTooLarge(Rejected, ValueError):
+    """The command is larger than Config.command_bytes_max."""
+
+
+class ReadFailed(Rejected):
+    """The app's process_read raised; the message carries what it said."""
+
+
+class OutcomeUnknown(GeraftError, TimeoutError):
+    """The write may have happened, or may still happen: the caller timed out, or leadership was lost meanwhile.
+
+    Retry only what is safe to do twice.
+    """
+
+
+# What keeps a node from starting -------------------------------------------------------------------------------------
+
+
+class StartRefused(GeraftError):
+    """The node did not start, and changed nothing."""
+
+
+class AddressInUse(StartRefused):
+    """Another process, or another node, listens on the address."""
+
+
+class BootstrapRefused(StartRefused):
+    """The store already holds the state of a cluster, or holds none and no bootstrap list was given."""
+
+
+class GrpcHubTaken(StartRefused):
+    """gRPC's gevent mode belongs to another hub of this process (see docs/gevent.md)."""
+
+
+# What can be wrong with a store --------------------------------------------------------------------------------------
+
+
+class StorageError(GeraftError):
+    """Something is wrong with a store. path: the file, "" if there is none."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class StorageLocked(StorageError):
+    """A live process holds the store."""
+
+
+class StorageCorrupt(StorageError):
+    """What is stored can't be what was written."""
+
+
+class StorageForeign(StorageError):
+    """The store belongs to another node or cluster, or is no geraft store."""
+
+
+class StorageFormatTooNew(StorageError):
+    """A newer geraft wrote the store."""
+
+
+class StorageFailed(StorageError):
+    """A read or a write failed or hung: full disk, read-only file system, broken device."""
+
+
+class LogGap(StorageError):
+    """An append would leave a gap in the log."""

@@ -1,0 +1,119 @@
+"""Log entries and configurations as bytes: the one encoding, shared by the wire and every store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.message import DecodeError
+
+from geraft.core.entries import INDEX_MAX, EntryBatch, EntryKind
+from geraft.core.membership import Configuration, Member
+from geraft.pb import geraft_pb2 as pb
+
+LARGE_BYTES = 128 * 1024
+"""From here on protobuf's several copies cost more than putting the bytes together ourselves, with one."""
+
+
+class BadRecord(ValueError):
+    """Bytes that are no record of ours."""
+
+
+def encode_bytes_field(number: int, values: Iterable[bytes]) -> list[bytes]:
+    """A repeated bytes field as protobuf writes it, in pieces to be joined: for values too large to be copied often.
+
+    While bytes are copied the interpreter stands still, heartbeats included.
+    """
+    pieces: list[bytes] = []
+    for value in values:
+        length, prefix = len(value), bytearray([number << 3 | 2])
+        while length > 0x7F:
+            prefix.append(length & 0x7F | 0x80)
+            length >>= 7
+        prefix.append(length)
+        pieces += (bytes(prefix), value)
+    return pieces
+
+
+def encode_batch(batch: EntryBatch) -> bytes:
+    """The batch as bytes; made once, then kept with the batch."""
+    encoded = batch.encoded
+    if encoded is None:
+        large = sum(map(len, batch.commands)) >= LARGE_BYTES
+        record = pb.EntryBatch(
+            term=batch.term,
+            first_index=batch.first_index,
+            kind=int(batch.kind),  # type: ignore[arg-type]  # the enum's numbers are the wire's
+            commands=() if large else batch.commands,
+        )
+        if batch.configuration is not None:
+            record.configuration.CopyFrom(encode_configuration(batch.configuration))
+        encoded = record.SerializeToString()
+        if large:  # of the fields of a command batch, the commands come last
+            encoded = b"".join([encoded, *encode_bytes_field(pb.EntryBatch.COMMANDS_FIELD_NUMBER, batch.commands)])
+        object.__setattr__(batch, "encoded", encoded)  # a cache: it is no part of the value
+    return encoded
+
+
+def decode_batch(encoded: bytes) -> EntryBatch:
+    """Raises BadRecord for anything that encode_batch could not have made."""
+    try:
+        record = pb.EntryBatch.FromString(encoded)
+    except DecodeError as error:
+        raise BadRecord(f"not an entry batch: {error}") from None
+    commands = tuple(record.commands)
+    if not commands:
+        raise BadRecord("an entry batch without entries")
+    if not 1 <= record.first_index <= INDEX_MAX - len(commands) or not 1 <= record.term <= INDEX_MAX:
+        raise BadRecord(f"term {record.term} or index {record.first_index} is out of bounds")
+    try:
+        kind = EntryKind(record.kind)
+    except ValueError:
+        raise BadRecord(f"unknown kind of entry {record.kind}: a newer geraft wrote it") from None
+    configuration = None
+    if kind is not EntryKind.COMMAND and commands != (b"",):
+        raise BadRecord(f"a {kind.name} batch holds one empty command")
+    if (kind is EntryKind.CONFIGURATION) != record.HasField("configuration"):
+        raise BadRecord("a configuration belongs to an entry of that kind, and to no other")
+    if kind is EntryKind.CONFIGURATION:
+        configuration = decode_configuration(record.configuration)
+    return EntryBatch(
+        term=record.term,
+        first_index=record.first_index,
+        kind=kind,
+        commands=commands,
+        configuration=configuration,
+        encoded=encoded,
+    )
+
+
+def encode_configuration(configuration: Configuration) -> pb.Configuration:
+    return pb.Configuration(
+        voters=map(_encode_member, configuration.voters),
+        learners=map(_encode_member, configuration.learners),
+        outgoing=map(_encode_member, configuration.outgoing),
+    )
+
+
+def decode_configuration(record: pb.Configuration) -> Configuration:
+    """Raises BadRecord if there is no voter, or a member without id or address, or one twice."""
+    configuration = Configuration(
+        voters=_decode_members(record.voters),
+        learners=_decode_members(record.learners),
+        outgoing=_decode_members(record.outgoing),
+    )
+    if not configuration.voters:
+        raise BadRecord("a configuration without voters")
+    return configuration
+
+
+def _encode_member(member: Member) -> pb.Member:
+    return pb.Member(id=member.id, address=member.address, store_id=member.store_id)
+
+
+def _decode_members(records: Iterable[pb.Member]) -> tuple[Member, ...]:
+    members = tuple(sorted(Member(record.id, record.address, record.store_id) for record in records))
+    if len({member.id for member in members}) < len(members):
+        raise BadRecord("a member stands twice in one configuration")
+    if any(not member.id or not member.address for member in members):
+        raise BadRecord("a member without id or address")
+    return members
