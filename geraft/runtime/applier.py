@@ -1,0 +1,299 @@
+"""Feeds committed entries to the app, answers their callers, and runs reads beside it. Native threads."""
+
+from __future__ import annotations
+
+import logging
+from _queue import Empty, SimpleQueue
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tenacity
+
+from geraft.app import MakeSnapshot, RaftApp
+from geraft.core.entries import EntryBatch, EntryKind
+from geraft.errors import GeraftError, OutcomeUnknown, ProposalDropped, ReadFailed, ReadTimeout, StorageCorrupt
+from geraft.runtime.hub import Call, CallKind, fail, finish, monotonic
+from geraft.runtime.pending import Proposal
+from geraft.runtime.worker import END, Worker
+from geraft.storage.base import RaftStorage
+
+log = logging.getLogger(__name__)
+
+LOAD_BYTES = 4 * 1024 * 1024
+"""Read from the store at a time while catching up with it."""
+
+
+class ApplyWork(NamedTuple):
+    """Entries [first_index, last_index]: the newest in batches, older ones in the store.
+
+    proposals: who waits for them.
+    """
+
+    first_index: int
+    last_index: int
+    batches: Sequence[EntryBatch]
+    proposals: list[Proposal]
+
+
+class _Stopped(Exception):
+    """The node stops while an entry is being retried."""
+
+
+class Applier(Worker):
+    """The one native thread that changes the app's state.
+
+    An exception of process_write is retried with growing pauses; the node goes on meanwhile. apply_error tells what it
+    said last, "" if the app is well. applied: tells the node loop how far the app is; apply_failed: tells of each
+    exception (index, attempt, error). Any thread.
+    """
+
+    def __init__(
+        self,
+        app: RaftApp,
+        storage: RaftStorage,
+        *,
+        retry_seconds: float,
+        retry_max_seconds: float,
+        applied: Callable[[int], None],
+        apply_failed: Callable[[int, int, BaseException], None],
+        on_crash: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__("geraft applier", on_crash)
+        self._app = app
+        self._storage = storage
+        self._applied = applied
+        self._apply_failed = apply_failed
+        self._retry_seconds = retry_seconds
+        # The first pause is made before tenacity counts, so its own first one is the second.
+        self._wait = tenacity.wait_exponential(multiplier=2 * retry_seconds, max=retry_max_seconds)
+        self._giving_up = False
+        self._dropping = False
+        self._interrupt: SimpleQueue[None] = SimpleQueue()
+        self.apply_error = ""
+
+    def give_up_retries(self) -> None:
+        """The node ends: an entry that the app does not take now is left in the log, and all after it. Any thread."""
+        self._giving_up = True
+        self._interrupt.put(None)
+
+    def end_soon(self, last: Callable[[], object] | None = None) -> None:
+        self.give_up_retries()
+        super().end_soon(last)
+
+    def drop_queue(self) -> None:
+        """Tell all who wait that the app will not come as far here. Any thread."""
+        self._dropping = True
+        super().drop_queue()
+
+    def after_end(self) -> None:
+        self.drop_queue()
+
+    def drop(self, item: Any) -> None:
+        if not isinstance(item, ApplyWork):
+            return
+        waiting = [call for proposal in item.proposals for call in proposal.calls if call.kind is not CallKind.COMMIT]
+        error = "the write is committed, but this node ends before its app applied it: it will when it runs again"
+        fail(waiting, OutcomeUnknown(error + (f" ({self.apply_error})" if self.apply_error else "")))
+
+    def work(self, item: Any) -> bool:
+        work: ApplyWork = item
+        if self._dropping:
+            self.drop(work)
+            return False
+        replies: list[bytes] | None = [] if work.proposals else None
+        try:
+            index = work.first_index
+            in_memory_from = work.batches[0].first_index if work.batches else work.last_index + 1
+            while index < in_memory_from:
+                for batch in self._load(index, in_memory_from - 1):
+                    self._apply(batch, replies)
+                    index = batch.last_index + 1
+                if index < in_memory_from:
+                    self._applied(index - 1)
+            for batch in work.batches:
+                self._apply(batch, replies)
+        except _Stopped:
+            self._dropping = True  # no later entry may be applied before this one
+            self.drop(work)
+            return False
+        except BaseException:
+            self.drop(work)
+            raise
+        if replies is not None:
+            for proposal in work.proposals:
+                self._answer(proposal, replies, work.first_index)
+        self._applied(work.last_index)
+        return False
+
+    def _load(self, first_index: int, last_index: int) -> list[EntryBatch]:
+        batches = self._storage.read(first_index, last_index, LOAD_BYTES)
+        if not batches:
+            raise StorageCorrupt(f"the log store no longer has the committed entry {first_index}")
+        return batches
+
+    def _apply(self, batch: EntryBatch, replies: list[bytes] | None) -> None:
+        if batch.kind is not EntryKind.COMMAND:
+            if replies is not None:
+                replies.extend(batch.commands)
+            return
+        process_write = self._app.process_write
+        index = batch.first_index
+        for command in batch.commands:
+            try:
+                reply, wish = process_write(command, index)
+            except Exception as error:
+                reply, wish = self._retry(command, index, error)
+            if wish is not MakeSnapshot.NONE:
+                log.debug("the app asked for a %s snapshot at %d", wish.value, index)
+            if replies is not None:
+                replies.append(reply)
+            index += 1
+
+    def _retry(self, command: bytes, index: int, error: Exception) -> tuple[bytes, MakeSnapshot]:
+        """Ask the app again, with pauses that grow, until it takes the entry: to skip it would split the replicas."""
+        attempt = 1
+        self._note_failure(index, attempt, error)
+
+        def note(state: tenacity.RetryCallState) -> None:
+            outcome = state.outcome
+            again = outcome.exception() if outcome is not None else None
+            if again is not None:
+                self._note_failure(index, state.attempt_number + 1, again)
+
+        def process_write() -> tuple[bytes, MakeSnapshot]:
+            if self._giving_up:
+                raise _Stopped
+            return self._app.process_write(command, index)
+
+        self._pause(self._retry_seconds)
+        retrying = tenacity.Retrying(
+            wait=self._wait,
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, _Stopped)),
+            sleep=self._pause,
+            after=note,
+            reraise=True,
+        )
+        result: tuple[bytes, MakeSnapshot] = retrying(process_write)
+        log.warning("entry %d is applied at last", index)
+        self.apply_error = ""
+        return result
+
+    def _note_failure(self, index: int, attempt: int, error: BaseException) -> None:
+        self.apply_error = f"process_write of entry {index} raised {error!r} (attempt {attempt})"
+        log.error("%s; the node goes on and tries again", self.apply_error, exc_info=error if attempt == 1 else None)
+        self._apply_failed(index, attempt, error)
+
+    def _pause(self, seconds: float) -> None:
+        if self._giving_up:
+            raise _Stopped
+        try:
+            self._interrupt.get(timeout=seconds)
+        except Empty:
+            return
+        raise _Stopped
+
+    def _answer(self, proposal: Proposal, replies: list[bytes], first_index: int) -> None:
+        start = proposal.first_index - first_index
+        answers = replies[start : start + len(proposal.calls)]
+        calls = proposal.calls
+        if proposal.wait_for_commit:
+            pairs = [pair for pair in zip(calls, answers, strict=True) if pair[0].kind is not CallKind.COMMIT]
+            calls = [call for call, _ in pairs]
+            answers = [answer for _, answer in pairs]
+        finish(calls, answers)
+
+
+class Readers:
+    """Native threads that run process_read, and reads of the store for peers that lag.
+
+    What process_read raises stays with its caller.
+    """
+
+    CHUNK = 64
+    """Reads that one thread takes together, and answers with one wake."""
+    WAITING_MAX = 10_000
+    """Such chunks in the queue; beyond them reads are dropped: process_read hangs, or is far too slow."""
+
+    def __init__(self, app: RaftApp, threads: int, on_crash: Callable[[BaseException], None]) -> None:
+        self._app = app
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._workers = [_Reader(app, self._queue, on_crash) for _ in range(threads)]
+
+    def start(self) -> None:
+        for worker in self._workers:
+            worker.start()
+
+    def read(self, calls: list[Call]) -> None:
+        if self._queue.qsize() >= self.WAITING_MAX:
+            fail(calls, ProposalDropped("too many reads wait for process_read: try again later, or make it faster"))
+            return
+        for start in range(0, len(calls), self.CHUNK):
+            self._queue.put(calls[start : start + self.CHUNK])
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Run a job that does its own answering."""
+        self._queue.put(job)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller runs on one of the threads."""
+        return any(worker.inside for worker in self._workers)
+
+    def end_soon(self) -> None:
+        """Let the threads end once all that is queued is done. Never blocks."""
+        for worker in self._workers:
+            worker.end_soon()
+
+    def wait_until_ended(self, timeout_seconds: float) -> bool:
+        """After end_soon(): True once all threads have ended. The reads that none of them came to are dropped."""
+        deadline = monotonic() + timeout_seconds
+        ended = [worker.wait_until_ended(max(deadline - monotonic(), 0.0)) for worker in self._workers]
+        if not all(ended):
+            self._workers[0].drop_queue()
+        return all(ended)
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """End the threads once all that is queued is done; True if they ended in time."""
+        self.end_soon()
+        return self.wait_until_ended(timeout_seconds)
+
+
+class _Reader(Worker):
+    def __init__(self, app: RaftApp, queue: SimpleQueue[Any], on_crash: Callable[[BaseException], None]) -> None:
+        super().__init__("geraft reader", on_crash)
+        self._app = app
+        self.queue = queue
+
+    def _take(self, item: Any) -> bool:
+        if item is END:
+            self.queue.put(END)  # for the other readers
+        return super()._take(item)
+
+    def drop(self, item: Any) -> None:
+        if isinstance(item, list):
+            fail(item, ReadTimeout("the node stopped before process_read came to the read: ask another one"))
+
+    def work(self, item: Any) -> bool:
+        calls: list[Call] = item
+        answered: list[Call] = []
+        values: list[bytes] = []
+        process_read = self._app.process_read
+        now = monotonic()
+        for call in calls:
+            if call.deadline < now:  # nobody waits any more, and others do
+                fail([call], ReadTimeout("the read's time ran out before process_read came to it"))
+                continue
+            try:
+                value = process_read(call.message)
+                if not isinstance(value, bytes):
+                    raise TypeError(f"process_read must give bytes, not {type(value).__name__}")
+                values.append(value)
+                answered.append(call)
+            except GeraftError as error:
+                fail([call], error)
+            except BaseException as error:  # one that calls sys.exit() ends neither the thread nor the node
+                failure = ReadFailed(f"process_read raised {error!r}")
+                failure.__cause__ = error
+                fail([call], failure)
+        finish(answered, values)
+        return False

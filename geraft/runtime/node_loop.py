@@ -1,0 +1,483 @@
+"""The only greenlet that calls Raft.step, so Raft needs no locks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from typing import Any, Protocol
+
+from geraft import signals
+from geraft.core.effects import (
+    Alarm,
+    Apply,
+    Committed,
+    ConfigurationChanged,
+    LeaderChanged,
+    LoadEntries,
+    Persist,
+    ProposalAccepted,
+    ProposalRefused,
+    ReadConfirmed,
+    ReadRefused,
+    Reason,
+    Role,
+    RoleChanged,
+    Send,
+    TransferEnded,
+    TruncatedTo,
+    WaitersOutcomeUnknown,
+)
+from geraft.core.events import Applied, EntriesLoaded, Event, Persisted, Propose, ReadRequested, Tick, TransferRequested
+from geraft.core.messages import AppendEntriesReply, PeerMessage
+from geraft.core.progress import Pace
+from geraft.core.raft import Raft
+from geraft.core.replication import agreed_index
+from geraft.errors import (
+    NoLeader,
+    NotLeader,
+    OutcomeUnknown,
+    ProposalDropped,
+    ReadTimeout,
+    TransferFailed,
+)
+from geraft.runtime.applier import Applier, ApplyWork, Readers
+from geraft.runtime.dispatcher import Dispatcher
+from geraft.runtime.hub import Call, CallKind, Consistency, Inbox, RemoteCall, Waiter, fail, finish, monotonic
+from geraft.runtime.log_writer import LogWriter
+from geraft.runtime.pending import PendingReads, PendingWrites
+from geraft.storage.base import RaftStorage
+
+log = logging.getLogger(__name__)
+
+TICK_RESOLUTION_SECONDS = 0.005
+"""Raft is told the time at most this often while events pour in."""
+SWEEP_SECONDS = 1.0
+"""How often callers are looked for who stopped waiting."""
+SWEEP_GRACE_SECONDS = 5.0
+ACKS_TO_WAIT_MAX = 8
+"""Messages in flight to a peer up to which its late acknowledgements may wait."""
+
+
+class Mail(Protocol):
+    """What the loop needs of the transport."""
+
+    def send(self, to: str, message: PeerMessage) -> None: ...
+
+    def set_peers(self, peers: dict[str, str]) -> None: ...
+
+    def forward(self, leader_id: str, calls: list[Call]) -> None: ...
+
+
+class Transfer(Waiter):
+    """A caller who wants leadership handed over."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+
+
+class LeaderWanted(Waiter):
+    """A caller who waits for a leader to be known. deadline: of monotonic(), until when."""
+
+    __slots__ = ("deadline",)
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self.deadline = deadline
+
+
+class TickDue:
+    """The ticker's knock."""
+
+
+TICK_DUE = TickDue()
+
+
+class NodeLoop:
+    """Takes all that waits in the inbox, tells Raft, and hands each effect to whoever carries it out.
+
+    Never waits for anything but news. why_no_leader: a sentence for callers who could not be served. clock: that of the
+    calls' deadlines.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        inbox: Inbox,
+        *,
+        mail: Mail,
+        log_writer: LogWriter,
+        applier: Applier,
+        readers: Readers,
+        dispatcher: Dispatcher,
+        storage: RaftStorage,
+        append_bytes_max: int,
+        why_no_leader: Callable[[], str],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.raft = raft
+        self.inbox = inbox
+        self._mail = mail
+        self._log_writer = log_writer
+        self._applier = applier
+        self._readers = readers
+        self._dispatcher = dispatcher
+        self._storage = storage
+        self._append_bytes_max = append_bytes_max
+        self._why_no_leader = why_no_leader
+        self._clock = clock
+        self._tokens = count(1)
+        self._proposed: dict[int, list[Call]] = {}
+        self.writes = PendingWrites()
+        self.reads = PendingReads()
+        self._parked: list[Call] = []
+        self._leader_wanted: list[LeaderWanted] = []
+        self._transfers: dict[int, Transfer] = {}
+        self._new_writes: list[Call] = []
+        self._new_reads: list[Call] = []
+        self._untaken: Iterator[Any] = iter(())  # of what was taken from the inbox last
+        self._swept_at = clock()
+        self._why_ended: Callable[[], BaseException] | None = None
+        self.applied_is_urgent = False  # whether something waits for the app, so that its progress must wake the loop
+        self._execute: dict[type[Any], Callable[[Any], None]] = {
+            Send: self._send,
+            Persist: log_writer.queue.put,
+            Apply: self._apply,
+            LoadEntries: self._load_entries,
+            ProposalAccepted: self._proposal_accepted,
+            ProposalRefused: self._proposal_refused,
+            Committed: self._committed,
+            WaitersOutcomeUnknown: self._waiters_outcome_unknown,
+            ReadConfirmed: self._read_confirmed,
+            ReadRefused: self._read_refused,
+            RoleChanged: self._role_changed,
+            LeaderChanged: self._leader_changed,
+            ConfigurationChanged: self._configuration_changed,
+            TransferEnded: self._transfer_ended,
+            TruncatedTo: self._truncated_to,
+            Alarm: self._alarm,
+        }
+        self._take: dict[type[Any], Callable[[Any], None]] = {
+            TickDue: self._take_tick,
+            Transfer: self._take_transfer,
+            LeaderWanted: self._take_leader_wanted,
+        }
+
+    def run(self) -> None:
+        inbox = self.inbox
+        items = inbox.items
+        while True:
+            inbox.wait()
+            # All that waits now, but no more: under a flood of calls the time must still be told.
+            taken = [items.popleft() for _ in range(len(items))]
+            now = self._clock()
+            untaken = self._untaken = iter(taken)
+            if now - self.raft.now >= TICK_RESOLUTION_SECONDS:
+                self._step(Tick(now_seconds=now))
+            for item in untaken:
+                kind = type(item)
+                if kind is Call or kind is RemoteCall:
+                    (self._new_reads if item.kind is CallKind.READ else self._new_writes).append(item)
+                elif kind in self._take:
+                    self._take[kind](item)
+                else:
+                    self._step(item)
+                    if kind is Applied:
+                        self._run_ready_reads()
+            if self._new_writes:
+                self._start_writes()
+            if self._new_reads:
+                self._start_reads()
+            self.applied_is_urgent = self.reads.waiting or self.raft.handed_to_app < self.raft.commit_index
+
+    def _step(self, event: Event) -> None:
+        execute = self._execute
+        for effect in self.raft.step(event):
+            execute[type(effect)](effect)
+
+    # What comes in
+
+    def _take_tick(self, _: TickDue) -> None:
+        if self._parked:
+            self._sweep_parked()
+        if self._clock() - self._swept_at > SWEEP_SECONDS:
+            self._sweep()
+
+    def _take_transfer(self, transfer: Transfer) -> None:
+        token = next(self._tokens)
+        self._transfers[token] = transfer
+        self._step(TransferRequested(token=token, target=transfer.target))
+
+    def _take_leader_wanted(self, wanted: LeaderWanted) -> None:
+        if self.raft.leader_id:
+            finish([wanted], [self.raft.leader_id])
+        else:
+            self._leader_wanted.append(wanted)
+
+    def _start_writes(self) -> None:
+        """Propose what has come in, as one batch unless that would exceed the size of a message."""
+        calls = self._new_writes
+        if self.raft.role is not Role.LEADER:
+            self._new_writes = []
+            self._redirect(calls)
+            return
+        start, size_bytes = 0, 0
+        for position, call in enumerate(calls):
+            size_bytes += len(call.message)
+            if size_bytes > self._append_bytes_max and position > start:
+                self._new_writes = calls[position:]
+                self._propose(calls[start:position])
+                start, size_bytes = position, len(call.message)
+        self._new_writes = []
+        self._propose(calls[start:] if start else calls)
+
+    def _propose(self, calls: list[Call]) -> None:
+        token = next(self._tokens)
+        self._proposed[token] = calls
+        self._step(Propose(token=token, commands=tuple([call.message for call in calls])))
+
+    def _start_reads(self) -> None:
+        calls, self._new_reads = self._new_reads, []
+        stale = [call for call in calls if call.consistency is Consistency.STALE]
+        if stale:
+            self._readers.read(stale)
+            calls = [call for call in calls if call.consistency is not Consistency.STALE]
+            if not calls:
+                return
+        if self.raft.role is not Role.LEADER:
+            self._redirect(calls)
+            return
+        leased = [call for call in calls if call.consistency is Consistency.LEASE]
+        calls = [call for call in calls if call.consistency is not Consistency.LEASE]
+        lease_token = self.reads.add(leased) if leased else 0
+        token = self.reads.add(calls) if calls else 0
+        if lease_token:
+            # The lease must hold at a time after the reads were asked for.
+            self._step(Tick(now_seconds=self._clock()))
+            self._step(ReadRequested(token=lease_token, lease=True))
+        if token:
+            self._step(ReadRequested(token=token))
+        self._run_ready_reads()
+
+    # Calls that this node can't serve itself
+
+    def _redirect(self, calls: list[Call]) -> None:
+        """Forward to the leader, once; without one park the calls that would wait, and fail the others."""
+        leader_id = self.raft.leader_id
+        if leader_id == self.raft.id:
+            leader_id = ""
+        forward: list[Call] = []
+        for call in calls:
+            if call.forwarded:
+                fail([call], self._not_leader())
+            elif leader_id:
+                forward.append(call)
+            elif call.wait_for_leader:
+                self._parked.append(call)
+            else:
+                fail([call], NoLeader(self._why_no_leader()))
+        if forward:
+            self._mail.forward(leader_id, forward)
+
+    def _not_leader(self) -> NotLeader:
+        leader_id = self.raft.leader_id
+        member = self.raft.configuration.members.get(leader_id)
+        return NotLeader(
+            f"{self.raft.id} is not the leader; " + (f"{leader_id} is" if leader_id else self._why_no_leader()),
+            leader_id=leader_id,
+            leader_address=member.address if member is not None else "",
+        )
+
+    def app_applied(self, index: int) -> None:
+        """The app has come as far as index. Any thread."""
+        self.inbox.put_quietly(Applied(index=index))
+        if self.applied_is_urgent:
+            self.inbox.put(TICK_DUE)
+
+    def disk_persisted(self, event: Persisted) -> None:
+        """The disk has come as far as the event says. Any thread.
+
+        Urgent only if something depends on it: an election, or a commit that lacked nothing but our own disk.
+        """
+        self.inbox.put_quietly(event)  # first: if the loop learns meanwhile what makes it urgent, it finds it
+        raft = self.raft
+        if raft.role is Role.CANDIDATE or (
+            raft.role is Role.LEADER
+            and event.last_entry is not None
+            and agreed_index(raft, event.last_entry.index) > raft.commit_index
+        ):
+            self.inbox.wake()
+
+    def message_arrived(self, message: PeerMessage) -> None:
+        """A peer's message, of any thread. An acknowledgement of what is committed can wait for other news."""
+        raft = self.raft
+        if (
+            type(message) is AppendEntriesReply
+            and message.rejected is None
+            and message.match_index <= raft.commit_index
+            and message.term == raft.term
+            and raft.transfer is None
+            and (progress := raft.progress.get(message.sender)) is not None
+            and progress.pace is Pace.PIPELINE
+            and len(progress.inflight) <= ACKS_TO_WAIT_MAX
+        ):
+            self.inbox.put_quietly(message)
+        else:
+            self.inbox.put(message)
+
+    def park(self, calls: list[Call]) -> None:
+        """Keep calls of which nothing came until a leader is known again, or their time is up. Hub only."""
+        if self._why_ended is not None:
+            fail(calls, self._why_ended())
+        else:
+            self._parked += calls
+
+    def _unpark(self) -> None:
+        parked, self._parked = self._parked, []
+        for call in parked:
+            self.inbox.put(call)
+
+    def _sweep_parked(self) -> None:
+        now = self._clock()
+        late = [call for call in self._parked if call.deadline <= now]
+        if late:
+            self._parked = [call for call in self._parked if call.deadline > now]
+            fail(late, NoLeader(self._why_no_leader()))
+        if self.raft.leader_id:
+            self._unpark()
+
+    def _sweep(self) -> None:
+        """Let go of callers who stopped waiting: while the app is stuck, or no leader is found, they would pile up."""
+        now = self._swept_at = self._clock()
+        before = now - SWEEP_GRACE_SECONDS
+        unknown = OutcomeUnknown("the write is committed, but the app was not told of it in time")
+        self.writes.give_up(before, unknown)
+        self.reads.give_up(before, ReadTimeout("the app did not come as far as the read needs in time"))
+        if self._leader_wanted:
+            late = [wanted for wanted in self._leader_wanted if wanted.deadline < before]
+            self._leader_wanted = [wanted for wanted in self._leader_wanted if wanted.deadline >= before]
+            fail(late, NoLeader(self._why_no_leader()))
+
+    # What goes out
+
+    def _send(self, effect: Send) -> None:
+        self._mail.send(effect.to, effect.message)
+
+    def _apply(self, effect: Apply) -> None:
+        proposals = self.writes.take_until(effect.last_index)
+        self._applier.queue.put(ApplyWork(effect.first_index, effect.last_index, effect.batches, proposals))
+
+    def _load_entries(self, effect: LoadEntries) -> None:
+        def load() -> None:
+            try:
+                batches = self._storage.read(effect.first_index, effect.last_index, effect.bytes_max)
+            except Exception:
+                log.exception("entries from %d on could not be read for %s", effect.first_index, effect.peer)
+                batches = []
+            self.inbox.put(EntriesLoaded(peer=effect.peer, first_index=effect.first_index, batches=tuple(batches)))
+
+        self._readers.run(load)
+
+    def _proposal_accepted(self, effect: ProposalAccepted) -> None:
+        self.writes.add(effect.term, effect.first_index, self._proposed.pop(effect.token))
+
+    def _proposal_refused(self, effect: ProposalRefused) -> None:
+        calls = self._proposed.pop(effect.token)
+        if effect.reason is Reason.NOT_LEADER:
+            self._redirect(calls)
+        elif effect.reason is Reason.TRANSFERRING:
+            waiting = [call for call in calls if call.wait_for_leader and not call.forwarded]
+            self._parked_for_transfer(waiting)
+            sentence = f"{effect.reason.value}: try again in a moment"
+            # To the member that forwarded them: as good as not leading, so that it finds out who does.
+            fail([call for call in calls if call.forwarded], NotLeader(sentence))
+            fail([call for call in calls if not call.wait_for_leader and not call.forwarded], ProposalDropped(sentence))
+        else:
+            fail(calls, ProposalDropped(f"{effect.reason.value}: slow down, or raise uncommitted_bytes_max"))
+
+    def _parked_for_transfer(self, calls: list[Call]) -> None:
+        self._parked += calls  # the next tick finds them, and whoever leads by then
+
+    def _committed(self, effect: Committed) -> None:
+        self.writes.committed(effect.last_index)
+        self._dispatcher.send(signals.committed, first_index=effect.first_index, last_index=effect.last_index)
+
+    def _waiters_outcome_unknown(self, effect: WaitersOutcomeUnknown) -> None:
+        self.writes.fail_uncommitted(
+            OutcomeUnknown(
+                f"{self.raft.id} lost leadership of term {effect.term} before the write was committed:"
+                " it may still be, under the next leader"
+            )
+        )
+
+    def _read_confirmed(self, effect: ReadConfirmed) -> None:
+        for token in effect.tokens:
+            self.reads.confirmed(token, effect.read_index)
+        self._run_ready_reads()
+
+    def _run_ready_reads(self) -> None:
+        calls = self.reads.ready(self.raft.last_applied)
+        if calls:
+            self._readers.read(calls)
+
+    def _read_refused(self, effect: ReadRefused) -> None:
+        for token in effect.tokens:
+            self._redirect(self.reads.take(token))
+
+    def _role_changed(self, effect: RoleChanged) -> None:
+        log.info("%s: %s -> %s in term %d", self.raft.id, effect.old.value, effect.new.value, effect.term)
+        self._dispatcher.send(
+            signals.role_changed, old_role=effect.old.value, new_role=effect.new.value, term=effect.term
+        )
+
+    def _leader_changed(self, effect: LeaderChanged) -> None:
+        log.info("%s: %s leads term %d", self.raft.id, effect.leader or "nobody known", effect.term)
+        self._dispatcher.send(signals.leader_changed, leader_id=effect.leader, term=effect.term)
+        if effect.leader:
+            self._unpark()
+            wanted, self._leader_wanted = self._leader_wanted, []
+            finish(wanted, [effect.leader] * len(wanted))
+
+    def _configuration_changed(self, effect: ConfigurationChanged) -> None:
+        members = effect.configuration.members
+        self._mail.set_peers({id: member.address for id, member in members.items() if id != self.raft.id})
+
+    def _transfer_ended(self, effect: TransferEnded) -> None:
+        transfer = self._transfers.pop(effect.token)
+        if effect.reason is None:
+            finish([transfer], [None])
+        else:
+            fail([transfer], TransferFailed(effect.reason.value))
+
+    def _truncated_to(self, effect: TruncatedTo) -> None:
+        log.info("%s: entries after %d.%d gave way to the leader's", self.raft.id, *effect.last)
+
+    def _alarm(self, effect: Alarm) -> None:
+        log.error("%s: %s", self.raft.id, effect.sentence)
+
+    # The end
+
+    def fail_everything(
+        self, unknown: BaseException, why_ended: Callable[[], BaseException], untaken: Iterable[Any]
+    ) -> None:
+        """The node is done, and the loop has ended: answer every caller, once. Hub only.
+
+        unknown: for writes that may still commit; why_ended: for everything else. untaken: what is left of the inbox.
+        """
+        if self._why_ended is not None:
+            return
+        self._why_ended = why_ended
+        self.writes.fail_all(unknown)
+        nothing = why_ended()
+        self.reads.fail_all(nothing)
+        left = [*self._transfers.values(), *self._leader_wanted, *self._parked, *self._new_writes, *self._new_reads]
+        for calls in self._proposed.values():
+            left += calls
+        left += [item for item in [*self._untaken, *untaken] if isinstance(item, Waiter)]
+        for waiting in (self._transfers, self._leader_wanted, self._parked, self._proposed):
+            waiting.clear()
+        self._new_writes, self._new_reads = [], []
+        fail(left, nothing)

@@ -1,0 +1,123 @@
+"""How a node stands, and why, in values and in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from geraft.core.effects import Role
+from geraft.core.membership import Configuration, Member
+from geraft.core.raft import Raft
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatus:
+    """What a node knows of another member.
+
+    connected: whether the replication stream to it is up; only a leader keeps one. match_index: as a leader, up to
+    where it is known to hold the log. heard_seconds_ago: None if never. refusal: why it does not hear us, or we not it.
+    """
+
+    id: str
+    address: str
+    voter: bool
+    connected: bool
+    match_index: int
+    heard_seconds_ago: float | None
+    refusal: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """One node's own view. role: follower, pre_candidate, candidate or leader; explanation: one sentence for people."""
+
+    id: str
+    address: str
+    cluster_id: str
+    role: str
+    term: int
+    leader_id: str
+    commit_index: int
+    last_applied: int
+    last_log_index: int
+    snapshot_index: int
+    explanation: str
+    apply_error: str
+    peers: tuple[PeerStatus, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterInfo:
+    """Who leads and who is a member, as far as the asked node knows. leader_id: "" if it knows none."""
+
+    cluster_id: str
+    term: int
+    leader_id: str
+    leader_address: str
+    members: tuple[Member, ...]
+    learners: tuple[Member, ...]
+
+
+def peer_statuses(
+    raft: Raft, heard_at: dict[str, float], refusals: dict[str, str], now_seconds: float
+) -> tuple[PeerStatus, ...]:
+    configuration = raft.configuration
+    statuses = []
+    for id, member in sorted(configuration.members.items()):
+        if id == raft.id:
+            continue
+        heard = heard_at.get(id)
+        progress = raft.progress.get(id)
+        statuses.append(
+            PeerStatus(
+                id=id,
+                address=member.address,
+                voter=id in configuration.voter_ids,
+                connected=id in raft.connected,
+                match_index=progress.match_index if progress is not None else 0,
+                heard_seconds_ago=None if heard is None else max(now_seconds - heard, 0.0),
+                refusal=refusals.get(id, ""),
+            )
+        )
+    return tuple(statuses)
+
+
+def explain(raft: Raft, peers: tuple[PeerStatus, ...], apply_error: str) -> str:
+    """One sentence: how things stand, and why."""
+    if raft.role is Role.LEADER:
+        lagging = [
+            f"{peer.id} lacks {raft.log.last_entry.index - peer.match_index} entries"
+            + ("" if peer.connected else " and is not connected")
+            for peer in peers
+            if peer.match_index < raft.commit_index or not peer.connected
+        ]
+        sentence = "leads, all members are up to date" if not lagging else f"leads; {', '.join(lagging)}"
+    elif raft.leader_id:
+        refusal = next((peer.refusal for peer in peers if peer.id == raft.leader_id), "")
+        sentence = f"follows {raft.leader_id}" + (f", in vain: {refusal}" if refusal else "")
+    else:
+        sentence = explain_no_leader(raft, peers)
+    return f"{sentence}; {apply_error}" if apply_error else sentence
+
+
+def explain_no_leader(raft: Raft, peers: tuple[PeerStatus, ...]) -> str:
+    configuration: Configuration = raft.configuration
+    voters = configuration.voter_ids
+    if not voters:
+        return "no leader: this node is a member of no cluster yet"
+    recent = 2 * raft.settings.election_timeout_seconds
+    answering = {
+        peer.id
+        for peer in peers
+        if peer.id in voters and peer.heard_seconds_ago is not None and peer.heard_seconds_ago <= recent
+    }
+    if raft.id in voters:
+        answering.add(raft.id)
+    missing = [
+        f"{peer.id} at {peer.address}: {peer.refusal or 'no answer'}"
+        for peer in peers
+        if peer.id in voters and peer.id not in answering
+    ]
+    counted = f"{len(answering)} of {len(voters)} voters {'answers' if len(answering) == 1 else 'answer'}"
+    if 2 * len(answering) > len(voters):
+        return f"no leader yet: {counted}, an election is under way"
+    return f"no leader: {counted} ({'; '.join(missing)})"

@@ -1,0 +1,609 @@
+"""Starts, watches and stops the greenlets and threads of one node: none dies in silence."""
+
+from __future__ import annotations
+
+import logging
+import random
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from enum import Enum
+
+import gevent
+from gevent.event import Event as GeventEvent
+
+from geraft import signals
+from geraft.app import RaftApp
+from geraft.config import Config
+from geraft.core.effects import Role
+from geraft.core.entries import EntryBatch, EntryKind
+from geraft.core.events import PeerConnected, PeerDisconnected, Persisted
+from geraft.core.log import Log
+from geraft.core.membership import Refusal, initial_cluster_id, initial_configuration, refusal_of
+from geraft.core.messages import AppendEntriesReply, HeartbeatReply, PeerMessage, RequestVoteReply
+from geraft.core.raft import Raft, Settings
+from geraft.errors import (
+    BootstrapRefused,
+    ConfigError,
+    GeraftError,
+    NodeForked,
+    NodeStopped,
+    NoLeader,
+    OutcomeUnknown,
+    StorageFailed,
+    StorageForeign,
+)
+from geraft.pb import geraft_pb2 as pb
+from geraft.records import encode_configuration
+from geraft.runtime.applier import Applier, Readers
+from geraft.runtime.dispatcher import Dispatcher
+from geraft.runtime.hub import (
+    Call,
+    HubThread,
+    Inbox,
+    Waiter,
+    acquire_hub,
+    fail,
+    finish,
+    fork_generation,
+    monotonic,
+    native_rlock,
+    release_hub,
+)
+from geraft.runtime.log_writer import LogWriter
+from geraft.runtime.node_loop import NodeLoop, Transfer
+from geraft.runtime.status import ClusterInfo, NodeStatus, explain, explain_no_leader, peer_statuses
+from geraft.runtime.ticker import Ticker
+from geraft.storage.base import Identity, RaftStorage, StoredState
+from geraft.transport.transport import Transport
+
+log = logging.getLogger(__name__)
+
+REPLIES = (AppendEntriesReply, HeartbeatReply, RequestVoteReply)
+
+SILENCE_SECONDS = 2.0
+"""What leaving the network takes at most."""
+TEAR_DOWN_SECONDS = 5.0
+"""What it takes at most to let go of everything after a start that failed."""
+
+
+class Phase(Enum):
+    """Of a node's life; it goes through them once, in order."""
+
+    NEW = "was not started"
+    STARTING = "is starting"
+    RUNNING = "runs"
+    STOPPING = "is stopping"
+    STOPPED = "was stopped"
+    FAILED = "failed"
+
+
+def core_settings(config: Config) -> Settings:
+    """What of the config the core uses: the fields of the same name."""
+    return Settings(**{field.name: getattr(config, field.name) for field in fields(Settings)})
+
+
+class Supervisor:
+    """Everything that runs for one node, put together. Also what the transport and callers reach it by."""
+
+    def __init__(
+        self,
+        app: RaftApp,
+        storage: RaftStorage,
+        *,
+        id: str,
+        listen: str,
+        bootstrap: Mapping[str, str] | None,
+        cluster_name: str,
+        config: Config,
+        sender: object,
+    ) -> None:
+        self.phase = Phase.NEW
+        self.cause: BaseException | None = None
+        self.id = id
+        self._app = app
+        self._storage = storage
+        self._listen = listen
+        self._bootstrap = dict(bootstrap) if bootstrap is not None else None
+        self._cluster_name = cluster_name
+        self._config = config
+        self._generation = fork_generation()
+        self._heard_at: dict[str, float] = {}
+        self._refusals: dict[str, str] = {}
+        self._lock = native_rlock()  # of phase and what follows; a signal handler may come in while its thread holds it
+        self._turner: object = None  # the greenlet or thread that starts or stops the node just now
+        self._turned: list[Waiter] = []  # who waits for it
+        self._stop_wanted = False
+        self._store_open = False
+        self._silent: GeventEvent | None = None
+        self._greenlets: list[gevent.Greenlet[[], None]] = []
+        self._raft: Raft
+        self._identity: Identity
+        self._inbox: Inbox
+        self._loop: NodeLoop
+        self._hub: HubThread | None = None
+        self._transport: Transport | None = None
+        self._dispatcher = Dispatcher(sender, self.failed)
+        self._log_writer = LogWriter(storage, self._send, self._persisted, self.failed)
+        self._applier = Applier(
+            app,
+            storage,
+            retry_seconds=config.apply_retry_seconds,
+            retry_max_seconds=config.apply_retry_max_seconds,
+            applied=self._applied,
+            apply_failed=self._tell_apply_failed,
+            on_crash=self.failed,
+        )
+        self._readers = Readers(app, max(int(config.read_threads), 1), self.failed)
+
+    # Start
+
+    def start(self, timeout_seconds: float) -> None:
+        """Open the store, recover, listen, and run. Whatever goes wrong, nothing stays behind."""
+        with self._lock:
+            if self.phase is not Phase.NEW:
+                raise NodeStopped(f"node {self.id} {self.phase.value}: a node starts once; make a new RaftNode")
+            self.phase = Phase.STARTING
+            self._turner = gevent.getcurrent()
+            self._generation = fork_generation()  # made before a fork, it may be started in the child
+        deadline = monotonic() + timeout_seconds
+
+        def left() -> float:
+            if self._stop_wanted:
+                raise NodeStopped(f"node {self.id} was stopped while it started")
+            return float(max(deadline - monotonic(), 0.1))
+
+        def too_long(what: str) -> Callable[[], BaseException]:
+            return lambda: StorageFailed(f"{what} took longer than {timeout_seconds} s")
+
+        self._log_writer.start()
+        try:
+            state: StoredState = self._log_writer.run(self._open_store, left(), too_long("opening the log store"))
+            state = self._log_writer.run(lambda: self._own(state), left(), too_long("preparing the log store"))
+            self._hub = acquire_hub()
+            self._hub.call(self._assemble, state, timeout_seconds=left())
+            self._applier.start()
+            self._applier.run(
+                lambda: self._app.install_snapshot(None), left(), too_long("the app's install_snapshot(None)")
+            )
+            self._readers.start()
+            self._dispatcher.start()
+            assert self._transport is not None
+            self._transport.start()
+            with self._lock:
+                left()
+                if self.phase is not Phase.STARTING:
+                    raise self.cause or NodeStopped(f"node {self.id} {self.phase.value}")
+                self.phase = Phase.RUNNING
+            self._hub.call(self._run, timeout_seconds=left())
+        except BaseException as error:
+            with self._lock:
+                self.phase, self.cause = Phase.FAILED, error
+            self._tear_down(TEAR_DOWN_SECONDS)
+            raise
+        finally:
+            self._end_turn()
+        self._dispatcher.send(signals.node_started)
+
+    def _open_store(self) -> StoredState:
+        state = self._storage.open()
+        self._store_open = True
+        return state
+
+    def _close_store(self) -> None:
+        """At the end of the writer's thread. A store that would not open may be another node's."""
+        if self._store_open:
+            self._store_open = False
+            self._storage.close()
+
+    def _end_turn(self) -> None:
+        with self._lock:
+            if self._stop_wanted and self.phase is Phase.FAILED:
+                self.phase = Phase.STOPPED
+            self._turner = None
+            turned, self._turned = self._turned, []
+        finish(turned, [None] * len(turned))
+
+    def _own(self, state: StoredState) -> StoredState:
+        """Make sure that the store is this node's, and that of the cluster it was told; bootstrap it if it is empty."""
+        bootstrap = self._bootstrap
+        cluster_id = initial_cluster_id(bootstrap, self._cluster_name) if bootstrap is not None else ""
+        if bootstrap is not None and self.id not in bootstrap:
+            raise ConfigError(f"the bootstrap list {sorted(bootstrap)} does not name this node, {self.id!r}")
+        identity = state.identity
+        if identity is None:
+            if bootstrap is None:
+                raise BootstrapRefused(
+                    "the store is empty and no voters are given: pass bootstrap={id: address, ...}, the same on each"
+                    " node, to found a cluster"
+                )
+            first = EntryBatch(
+                term=1,
+                first_index=1,
+                kind=EntryKind.CONFIGURATION,
+                commands=(b"",),
+                configuration=initial_configuration(bootstrap),
+            )
+            self._storage.initialise(Identity(cluster_id, self.id, uuid.uuid4().hex), [first])
+            self._storage.close()
+            return self._own(self._storage.open())
+        if identity.node_id != self.id:
+            raise StorageForeign(
+                f"the store belongs to node {identity.node_id!r}, not to {self.id!r}: give each node a store of its own"
+            )
+        if bootstrap is not None and identity.cluster_id != cluster_id:
+            raise BootstrapRefused(
+                f"the store already holds the state of cluster {identity.cluster_id}; the bootstrap list"
+                f" {sorted(bootstrap.items())} would found another one ({cluster_id}): start without bootstrap to go"
+                " on, or with an empty store to begin anew"
+            )
+        return state
+
+    def _assemble(self, state: StoredState) -> None:
+        """Put the parts together. On the hub."""
+        assert self._hub is not None and state.identity is not None
+        self._identity = state.identity
+        self._raft = Raft(
+            id=self.id,
+            store_id=state.identity.store_id,
+            ballot=state.ballot,
+            log=Log(last_entry=state.last_entry, terms=state.terms, configurations=state.configurations),
+            settings=core_settings(self._config),
+            rng=random.Random(),
+            now_seconds=monotonic(),
+        )
+        self._inbox = self._hub.inbox()
+        member = self._raft.configuration.members.get(self.id)
+        listen = self._listen or (member.address if member is not None else "")
+        if not listen:
+            raise ConfigError("listen must be host:port")
+        self._transport = Transport(self, listen, self._config, self._hub)
+        self._loop = NodeLoop(
+            self._raft,
+            self._inbox,
+            mail=self._transport,
+            log_writer=self._log_writer,
+            applier=self._applier,
+            readers=self._readers,
+            dispatcher=self._dispatcher,
+            storage=self._storage,
+            append_bytes_max=int(self._config.append_bytes_max),
+            why_no_leader=self.why_no_leader,
+        )
+        ticker = Ticker(
+            self._inbox,
+            self._log_writer,
+            interval_seconds=self._config.heartbeat_interval_seconds / 4,
+            stall_seconds=self._config.storage_stall_seconds,
+            stalled=self.failed,
+        )
+        self._workers = [self._loop.run, ticker.run]
+
+    def _run(self) -> None:
+        """Start the greenlets. On the hub."""
+        assert self._transport is not None
+        members = self._raft.configuration.members
+        self._transport.set_peers({id: member.address for id, member in members.items() if id != self.id})
+        for run in self._workers:
+            greenlet = gevent.Greenlet(run)
+            greenlet.link_exception(self._greenlet_died)
+            self._greenlets.append(greenlet)
+            greenlet.start()
+
+    # Life
+
+    @property
+    def address(self) -> str:
+        return self._transport.address if self._transport is not None else self._listen
+
+    def check(self) -> None:
+        """Raises NodeStopped, or NodeForked in a forked child, unless the node runs."""
+        if self.phase is not Phase.RUNNING or self._generation != fork_generation():
+            if self._generation != fork_generation() and self.phase is not Phase.NEW:
+                raise NodeForked(
+                    f"node {self.id} was started before a fork and does not run in the child:"
+                    " start nodes after the fork, in the child"
+                )
+            raise self._not_running()
+
+    def _not_running(self) -> NodeStopped:
+        because = f": {self.cause}" if self.cause is not None else ""
+        todo = ": call start() first" if self.phase is Phase.NEW else ""
+        return NodeStopped(f"node {self.id} {self.phase.value}{because}{todo}", cause=self.cause)
+
+    def put(self, item: Waiter) -> None:
+        """Hand a caller's wish to the node loop, which will answer it. Raises NodeStopped. Any thread."""
+        if self.phase is not Phase.RUNNING or self._generation != fork_generation():
+            self.check()
+        inbox = self._inbox
+        inbox.put(item)
+        if inbox.closed and inbox.take_back(item):  # nobody has seen it
+            raise self._not_running()
+
+    def _put(self, event: object) -> None:
+        if self.phase in (Phase.RUNNING, Phase.STOPPING):
+            self._inbox.put(event)
+
+    def _persisted(self, event: Persisted) -> None:
+        if self.phase in (Phase.RUNNING, Phase.STOPPING):
+            self._loop.disk_persisted(event)
+
+    def _applied(self, index: int) -> None:
+        if self.phase in (Phase.RUNNING, Phase.STOPPING):
+            self._loop.app_applied(index)
+
+    def _send(self, to: str, message: PeerMessage) -> None:
+        if self._transport is not None:
+            self._transport.send(to, message)
+
+    def _tell_apply_failed(self, index: int, attempt: int, error: BaseException) -> None:
+        self._dispatcher.send(signals.apply_failed, index=index, attempt=attempt, error=error)
+
+    # What the transport asks (transport.services.Services)
+
+    @property
+    def cluster_id(self) -> str:
+        return self._identity.cluster_id
+
+    @property
+    def node_id(self) -> str:
+        return self.id
+
+    @property
+    def store_id(self) -> str:
+        return self._identity.store_id
+
+    def admit(self, sender: str, sender_store: str) -> Refusal | None:
+        return refusal_of(self._raft.configuration, self._raft.store_ids, sender, sender_store)
+
+    def deliver(self, message: PeerMessage) -> None:
+        self._heard_at[message.sender] = monotonic()
+        if self._refusals and isinstance(
+            message, REPLIES
+        ):  # a request only shows that we hear it, not that it hears us
+            self._refusals.pop(message.sender, None)
+        if self.phase in (Phase.RUNNING, Phase.STOPPING):
+            self._loop.message_arrived(message)
+
+    def submit(self, call: Call) -> None:
+        try:
+            self.put(call)
+        except GeraftError as error:
+            fail([call], error)
+
+    def resubmit(self, calls: list[Call]) -> None:
+        """Calls that were forwarded, and of which nothing came: those that would wait for a leader do so again."""
+        now = monotonic()
+        waiting = [call for call in calls if call.wait_for_leader and call.deadline > now]
+        rest = [call for call in calls if not (call.wait_for_leader and call.deadline > now)]
+        fail(rest, NoLeader(f"the leader {self._raft.leader_id} did not take the call: ask again"))
+        hub = self._hub
+        try:
+            self.check()
+            if hub is None:
+                raise self._not_running()
+            hub.post(self._loop.park, waiting)
+        except GeraftError as stopped:
+            fail(waiting, stopped)
+
+    def peer_connected(self, peer: str) -> None:
+        self._put(PeerConnected(peer=peer))
+
+    def peer_disconnected(self, peer: str, reason: str) -> None:
+        log.info("%s: the stream to %s broke: %s", self.id, peer, reason)
+        self._put(PeerDisconnected(peer=peer))
+
+    def peer_refused(self, peer: str, sentence: str) -> None:
+        if self._refusals.get(peer) != sentence:
+            log.error("%s: refused by or refusing %s: %s", self.id, peer, sentence)
+            self._refusals[peer] = sentence
+
+    def cluster_info(self) -> pb.ClusterInfoRep:
+        info = self.info()
+        return pb.ClusterInfoRep(
+            cluster_id=info.cluster_id,
+            term=info.term,
+            leader_id=info.leader_id,
+            leader_address=info.leader_address,
+            configuration=encode_configuration(self._raft.configuration),
+        )
+
+    def status(self) -> pb.StatusRep:
+        status = self.node_status()
+        return pb.StatusRep(
+            id=status.id,
+            cluster_id=status.cluster_id,
+            role=status.role,
+            term=status.term,
+            leader_id=status.leader_id,
+            commit_index=status.commit_index,
+            last_applied=status.last_applied,
+            last_log_index=status.last_log_index,
+            snapshot_index=status.snapshot_index,
+            explanation=status.explanation,
+            address=status.address,
+            apply_error=status.apply_error,
+            peers=[
+                pb.PeerStatus(
+                    id=peer.id,
+                    address=peer.address,
+                    connected=peer.connected,
+                    match_index=peer.match_index,
+                    heard_seconds_ago=-1.0 if peer.heard_seconds_ago is None else peer.heard_seconds_ago,
+                    voter=peer.voter,
+                    refusal=peer.refusal,
+                )
+                for peer in status.peers
+            ],
+        )
+
+    # What callers ask: read from any thread, so each value is sound but they may be a step apart
+
+    def info(self) -> ClusterInfo:
+        raft = self._raft
+        configuration = raft.configuration
+        leader = configuration.members.get(raft.leader_id)
+        return ClusterInfo(
+            cluster_id=self._identity.cluster_id,
+            term=raft.term,
+            leader_id=raft.leader_id,
+            leader_address=leader.address if leader is not None else "",
+            members=tuple(configuration.members[id] for id in sorted(configuration.members)),
+            learners=configuration.learners,
+        )
+
+    def node_status(self) -> NodeStatus:
+        raft = self._raft
+        peers = peer_statuses(raft, self._heard_at, self._refusals, monotonic())
+        return NodeStatus(
+            id=self.id,
+            address=self.address,
+            cluster_id=self._identity.cluster_id,
+            role=raft.role.value,
+            term=raft.term,
+            leader_id=raft.leader_id,
+            commit_index=raft.commit_index,
+            last_applied=raft.last_applied,
+            last_log_index=raft.log.last_entry.index,
+            snapshot_index=raft.log.base.index,
+            explanation=explain(raft, peers, self._applier.apply_error),
+            apply_error=self._applier.apply_error,
+            peers=peers,
+        )
+
+    def why_no_leader(self) -> str:
+        return explain_no_leader(self._raft, peer_statuses(self._raft, self._heard_at, self._refusals, monotonic()))
+
+    # The end
+
+    def failed(self, cause: BaseException) -> None:
+        """A part of the node died: the node stops, and every caller is told. Any thread."""
+        with self._lock:
+            if self.phase not in (Phase.STARTING, Phase.RUNNING):
+                return
+            was_running = self.phase is Phase.RUNNING
+            self.phase, self.cause = Phase.FAILED, cause
+        log.error("node %s stops: %s", self.id, cause, exc_info=cause)
+        hub = self._hub
+        if was_running and hub is not None:
+            self._dispatcher.send(signals.node_stopping)
+            self._applier.give_up_retries()
+            hub.spawn(self._fall_silent, SILENCE_SECONDS)
+
+    def _greenlet_died(self, greenlet: gevent.Greenlet[[], None]) -> None:
+        self.failed(greenlet.exception or GeraftError("a greenlet of the node ended"))
+
+    def _fall_silent(self, timeout_seconds: float) -> None:
+        """End the loop, answer every caller, and leave the network; again, wait until that is done. On the hub."""
+        if self._silent is not None:
+            self._silent.wait(timeout_seconds)
+            return
+        self._silent = GeventEvent()
+        try:
+            for greenlet in self._greenlets:
+                greenlet.unlink(self._greenlet_died)
+            # Waits, as a logging handler of the host's may have switched away from the loop in the middle of its work.
+            gevent.killall(self._greenlets, block=True, timeout=timeout_seconds / 2)
+            untaken = self._inbox.close()
+            because = f": {self.cause}" if self.cause is not None else ""
+            self._loop.fail_everything(
+                OutcomeUnknown(
+                    f"node {self.id} {self.phase.value}{because}; the write may still be committed by the others"
+                ),
+                self._not_running,
+                untaken,
+            )
+        finally:
+            if self._transport is not None:
+                self._transport.stop(timeout_seconds / 2)
+            self._silent.set()
+
+    def stop(self, timeout_seconds: float) -> None:
+        """Hand leadership over, answer what can be answered, and let go of everything. Ends within the time.
+
+        While another thread starts or stops the node, this waits for that to end; from the app's methods and from
+        signal handlers that interrupted it, it does not.
+        """
+        if self._generation != fork_generation():
+            self.phase = Phase.STOPPED
+            return
+        turned: Waiter | None = None
+        with self._lock:
+            if self.phase is Phase.NEW:
+                self.phase = Phase.STOPPED
+            if self.phase is Phase.STOPPED and self._turner is None:
+                return
+            self._stop_wanted = True
+            if self._turner is not None:
+                if self._turner is gevent.getcurrent() or self._on_own_thread():
+                    return
+                turned = Waiter()
+                self._turned.append(turned)
+            else:
+                self._turner = gevent.getcurrent()
+        if turned is not None:
+            turned.wait(timeout_seconds)
+            return
+        deadline = monotonic() + timeout_seconds
+        try:
+            if self.phase is Phase.RUNNING:
+                self._dispatcher.send(signals.node_stopping)
+                self._hand_over(min(timeout_seconds / 2, 2 * self._config.election_timeout_seconds))
+            with self._lock:
+                if self.phase is Phase.RUNNING:
+                    self.phase = Phase.STOPPING
+            self._tear_down(max(deadline - monotonic(), 0.5))
+            with self._lock:
+                self.phase = Phase.STOPPED
+        finally:
+            self._end_turn()
+
+    def _on_own_thread(self) -> bool:
+        return self._applier.inside or self._readers.inside or self._dispatcher.inside or self._log_writer.inside
+
+    def _hand_over(self, timeout_seconds: float) -> None:
+        raft = self._raft
+        if raft.role is not Role.LEADER or not raft.connected & raft.configuration.voter_ids:
+            return
+        transfer = Transfer("")
+        try:
+            self.put(transfer)
+            transfer.wait(timeout_seconds)
+        except GeraftError:
+            pass  # it ended by itself; without a hand-over the others elect someone after a timeout
+
+    def _tear_down(self, timeout_seconds: float) -> None:
+        """Let go of everything, whatever state it is in; what hangs gets a part of the time. Again is no error."""
+        deadline = monotonic() + timeout_seconds
+
+        def left(part: float) -> float:
+            return float(max(part * (deadline - monotonic()), 0.05))
+
+        hub = self._hub
+        if hub is not None:
+            try:
+                hub.call(self._leave_hub, left(0.3), timeout_seconds=left(0.5))
+            except Exception as error:
+                log.warning("node %s did not fall silent in time: %s", self.id, error)
+        for worker in (self._applier, self._readers, self._dispatcher):
+            worker.end_soon()
+        if not self._applier.wait_until_ended(left(0.3)):
+            self._applier.drop_queue()
+            log.error("node %s: process_write hangs; its thread is left as it is", self.id)
+        if not self._readers.wait_until_ended(left(0.3)):
+            log.error("node %s: process_read hangs; its thread is left as it is", self.id)
+        if not self._dispatcher.wait_until_ended(left(0.3)):
+            log.error("node %s: a receiver of a signal hangs; its thread is left as it is", self.id)
+        self._log_writer.end_soon(last=self._close_store)
+        if not self._log_writer.wait_until_ended(left(0.8)):
+            log.error("node %s: the log store hangs; it is left as it is", self.id)
+        if hub is not None:
+            self._hub = None
+            release_hub(hub, left(1.0))
+
+    def _leave_hub(self, timeout_seconds: float) -> None:
+        """On the hub."""
+        if hasattr(self, "_loop"):
+            self._fall_silent(timeout_seconds)
+        elif hasattr(self, "_inbox"):  # it could not be put together
+            self._inbox.close()

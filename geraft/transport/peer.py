@@ -1,0 +1,372 @@
+"""What a node has open towards one peer: a channel, a stream of appends, a stream of heartbeats.
+
+Messages to a stream that is not up are dropped: Raft sends again. So nothing here waits, and nothing piles up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from geraft.config import Config
+from geraft.core.messages import AppendEntries, Heartbeat, PeerMessage, RequestVote, TimeoutNow
+from geraft.errors import GeraftError
+from geraft.pb import geraft_pb2 as pb
+from geraft.runtime.hub import Call, monotonic, native_lock
+from geraft.transport import codec, failures
+from geraft.transport.calls import CallStream, wait_until_up
+from geraft.transport.codec import BadMessage
+from geraft.transport.grpc_mode import GrpcMode, LazyChannel, Outbox, sleep
+from geraft.transport.server import HEADER_KEY, refusal_of
+from geraft.transport.services import Services
+
+log = logging.getLogger(__name__)
+
+OPENING_COUNT_MAX = 8
+"""Messages kept for a stream that is being opened."""
+OPENING_SECONDS = 1.0
+"""After which a stream that is still being opened takes no more messages."""
+WAITING_COUNT_MAX = 4096
+"""Messages that wait on one stream."""
+WANTED_SECONDS = 3.0
+"""A stream over which nobody tried to send for so long is not reopened."""
+REFUSED_PAUSE_SECONDS = 5.0
+"""For which a peer whose replies we refuse hears nothing more of us: it shall ask, and be told why."""
+RETRY_SECONDS = 0.05
+RETRY_SECONDS_MAX = 0.5
+"""Pause before a broken stream is opened again; doubles while it breaks at once."""
+
+
+def channel_options(bytes_max: int, keepalive_ms: int = 500) -> list[tuple[str, int]]:
+    """Of every channel of ours. A peer that stops answering is noticed within keepalive_ms + 1 s; one that is back is
+    reconnected within about 0.25 s."""
+    return [
+        ("grpc.max_send_message_length", bytes_max),
+        ("grpc.max_receive_message_length", bytes_max),
+        ("grpc.use_local_subchannel_pool", 1),  # a closed channel really closes its connection
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", 1000),
+        ("grpc.http2.ping_timeout_ms", 1000),  # the default of 60 s overrules keepalive_timeout_ms
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.min_reconnect_backoff_ms", 1000),  # this is the connect timeout: a stopped process accepts and is silent
+        ("grpc.max_reconnect_backoff_ms", 200),
+        ("grpc.enable_http_proxy", 0),  # members talk directly, whatever the environment says of the web
+        ("grpc.enable_retries", 0),
+    ]
+
+
+class PeerStream:
+    """One stream to a peer: opened at its first message, and again when it broke while there is something to send."""
+
+    def __init__(
+        self,
+        link: PeerLink,
+        method: str,
+        on_reply: Callable[[bytes], None],
+        *,
+        bytes_max: int,
+        newest_waits: bool,
+        reports: bool,
+    ) -> None:
+        self._link = link
+        self._method = method
+        self._on_reply = on_reply
+        self._bytes_max = bytes_max
+        self._newest_waits = newest_waits
+        self._reports = reports
+        self._lock = native_lock()
+        self._running = False
+        self._closed = False
+        self._outbox: Outbox | None = None
+        self._rpc: Any = None
+        self._up = False
+        self._opened_at = 0.0
+        self._wanted_at = 0.0
+        self._newest: bytes | None = None
+
+    @property
+    def up(self) -> bool:
+        return self._up
+
+    def put(self, encoded: bytes | None) -> None:
+        """Send it if the stream is up or about to be; open the stream if it isn't. None only opens. Any thread."""
+        now = self._wanted_at = monotonic()
+        if not self._running:
+            self._start()
+        if encoded is None:
+            return
+        outbox = self._outbox
+        if outbox is None or (
+            not self._up and (outbox.waiting_count >= OPENING_COUNT_MAX or now - self._opened_at > OPENING_SECONDS)
+        ):
+            if self._newest_waits:
+                self._newest = encoded
+            return
+        waiting = outbox.waiting_count
+        if waiting and (waiting >= WAITING_COUNT_MAX or outbox.waiting_bytes + len(encoded) > self._bytes_max):
+            return
+        outbox.put(encoded, len(encoded))
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._running or self._closed:
+                return
+            self._running = True
+            self._opened_at = monotonic()
+            self._outbox = self._link.mode.outbox()  # at once, so that the first message waits in it
+        self._link.mode.spawn(self._run, name=f"geraft stream to {self._link.peer}")
+
+    def close(self) -> None:
+        """End the stream for good. Where gRPC may be used."""
+        self._closed = True
+        outbox, rpc = self._outbox, self._rpc
+        if outbox is not None:
+            outbox.close()
+        if rpc is not None:
+            rpc.cancel()
+
+    def _run(self) -> None:
+        pause = RETRY_SECONDS
+        try:
+            while not self._closed and monotonic() - self._wanted_at < WANTED_SECONDS:
+                started = monotonic()
+                was_up = self._attempt()
+                if was_up and monotonic() - started > 1.0:
+                    pause = RETRY_SECONDS
+                if not self._closed:
+                    sleep(pause)
+                    pause = min(2 * pause, RETRY_SECONDS_MAX)
+        finally:
+            with self._lock:
+                self._running = False
+
+    def _attempt(self) -> bool:
+        """Open the stream and read its replies until it breaks. True if it was up."""
+        link = self._link
+        outbox = self._outbox
+        if outbox is None:
+            self._opened_at = monotonic()
+            outbox = self._outbox = link.mode.outbox()
+        was_up = False
+        reason = "the peer ended the stream"
+        try:
+            # Waits for the connection without a limit; the requests wait in the outbox meanwhile.
+            open_stream: Any = link.channel.get().stream_stream(self._method)
+            rpc = self._rpc = open_stream(iter(outbox), metadata=((HEADER_KEY, link.header()),), wait_for_ready=True)
+            if self._closed:
+                rpc.cancel()
+            if wait_until_up(rpc):
+                was_up = self._up = True
+                newest, self._newest = self._newest, None
+                if newest is not None:
+                    outbox.put(newest, len(newest))
+                if self._reports:
+                    link.connected()
+            for encoded in rpc:
+                self._on_reply(encoded)
+        except grpc.RpcError as error:
+            reason = failures.reason_of(error)
+            link.failed(error)
+        except BadMessage as error:
+            reason = f"the peer sent something that is no reply: {error}"
+            self._rpc.cancel()
+        except Exception as error:
+            if not self._closed:
+                log.exception("the stream %s to %s failed", self._method, link.peer)
+            reason = str(error)
+            if self._rpc is not None:
+                self._rpc.cancel()
+        finally:
+            self._up = False
+            self._outbox = None
+            self._rpc = None
+            outbox.close()
+            if was_up and self._reports:
+                link.disconnected(reason)
+        return was_up
+
+
+class PeerLink:
+    """Everything open towards one peer. For any thread, but closed where gRPC may be used."""
+
+    def __init__(
+        self,
+        services: Services,
+        mode: GrpcMode,
+        config: Config,
+        peer: str,
+        address: str,
+    ) -> None:
+        self._services = services
+        self.mode = mode
+        self._config = config
+        self.peer = peer
+        self.address = address
+        self._closed = False
+        self._refused_until = 0.0
+        self._lock = native_lock()
+        self._calls: CallStream | None = None
+        self.channel = LazyChannel(address, channel_options(config.message_bytes_max))
+        self._appends = PeerStream(
+            self,
+            "/geraft.Raft/SendAppendEntry",
+            self._on_append_reply,
+            bytes_max=2 * config.inflight_bytes_max,
+            newest_waits=False,
+            reports=True,
+        )
+        self._heartbeats = PeerStream(
+            self,
+            "/geraft.Raft/SendHeartbeat",
+            self._on_heartbeat_reply,
+            bytes_max=config.inflight_bytes_max,
+            newest_waits=True,
+            reports=False,
+        )
+
+    @property
+    def up(self) -> bool:
+        """Whether the replication stream is up."""
+        return self._appends.up
+
+    def header(self) -> bytes:
+        """With which a stream is opened: who we are and whom we mean."""
+        services = self._services
+        return pb.Header(
+            cluster_id=services.cluster_id,
+            sender=services.node_id,
+            receiver=self.peer,
+            sender_store=services.store_id,
+        ).SerializeToString()
+
+    def send(self, message: PeerMessage) -> None:
+        """Send a request; may be lost. Any thread; never blocks."""
+        if self._refused_until and isinstance(message, AppendEntries | Heartbeat) and monotonic() < self._refused_until:
+            return
+        encoded = codec.encode(message, self._services.cluster_id, self.peer)
+        match message:
+            case AppendEntries():
+                self._appends.put(encoded)
+            case Heartbeat():
+                self._heartbeats.put(encoded)
+                if not self._appends.up:
+                    self._appends.put(None)  # a leader that lives wants both
+            case RequestVote():
+                self.mode.enter(self._ask, "RequestVote", encoded, self._on_vote, name="geraft vote")
+            case TimeoutNow():
+                self.mode.enter(self._ask, "TimeoutNow", encoded, self._on_timeout_now, name="geraft transfer")
+            case _:
+                raise TypeError(f"{type(message).__name__} is no request")
+
+    def forward(self, calls: list[Call]) -> None:
+        """Send callers' calls to the peer, which is taken for the leader. Any thread; never blocks."""
+        with self._lock:
+            if self._calls is None or self._calls.broken:
+                self._calls = CallStream(
+                    self.channel, self.mode, f"{self.peer} ({self.address})", forwarded=True, returned=self._resubmit
+                )
+            stream = self._calls
+        stream.submit(calls)
+
+    def _resubmit(self, calls: list[Call], error: GeraftError) -> None:
+        log.debug("%d calls forwarded to %s come back: %s", len(calls), self.peer, error)
+        self._services.resubmit(calls)
+
+    def close(self) -> None:
+        """Close everything; calls that were forwarded are answered. Where gRPC may be used."""
+        self._closed = True
+        self._appends.close()
+        self._heartbeats.close()
+        with self._lock:
+            calls = self._calls
+        if calls is not None:
+            calls.close()
+        self.channel.close()
+
+    # What the streams report
+
+    def connected(self) -> None:
+        log.debug("connected to %s at %s", self.peer, self.address)
+        self._services.peer_connected(self.peer)
+
+    def disconnected(self, reason: str) -> None:
+        log.debug("disconnected from %s at %s: %s", self.peer, self.address, reason)
+        self._refused_until = 0.0  # whoever answers next may be another
+        if not self._closed:
+            self._services.peer_disconnected(self.peer, reason)
+
+    def failed(self, error: Any) -> None:
+        """Tell the node if an RPC was refused for what we are, and not for the state of the network."""
+        if self._closed:
+            return
+        code = error.code()
+        if code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT):
+            self._services.peer_refused(self.peer, error.details() or code.name)
+        elif code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._services.peer_refused(
+                self.peer,
+                f"{error.details()} (message_bytes_max must be the same on all nodes)",
+            )
+        elif code is grpc.StatusCode.UNIMPLEMENTED:
+            self._services.peer_refused(self.peer, f"what listens at {self.address} is no geraft node")
+
+    # Replies
+
+    def _on_append_reply(self, encoded: bytes) -> None:
+        record = codec.parse(pb.AppendEntryRep.FromString, encoded)
+        reply = codec.append_entries_reply(record)
+        if self._is_heard(record.header):
+            self._services.deliver(reply)
+
+    def _on_heartbeat_reply(self, encoded: bytes) -> None:
+        record = codec.parse(pb.HeartbeatRep.FromString, encoded)
+        reply = codec.heartbeat_reply(record)
+        if self._is_heard(record.header):
+            self._services.deliver(reply)
+
+    def _on_vote(self, encoded: bytes) -> None:
+        record = codec.parse(pb.RequestVoteRep.FromString, encoded)
+        reply = codec.request_vote_reply(record)
+        if self._is_heard(record.header):
+            self._services.deliver(reply)
+
+    def _on_timeout_now(self, encoded: bytes) -> None:
+        pass  # the election that follows is the answer
+
+    def _is_heard(self, header: pb.Header) -> bool:
+        """A reply is checked like a request, and must be the peer's."""
+        sentence = refusal_of(header, self._services)
+        if not sentence and header.sender != self.peer:
+            sentence = f"node {header.sender} answers at {self.address}, not {self.peer}: correct the address"
+        if sentence and not self._closed:
+            self._refused_until = monotonic() + REFUSED_PAUSE_SECONDS
+            self._services.peer_refused(self.peer, sentence)
+        return not sentence
+
+    def _ask(self, method: str, encoded: bytes, on_reply: Callable[[bytes], None]) -> None:
+        """One unary request, whose reply comes as an event, if it comes in time."""
+
+        def answered(future: Any) -> None:
+            try:
+                on_reply(future.result())
+            except grpc.FutureCancelledError:
+                pass
+            except grpc.RpcError as error:
+                self.failed(error)
+            except BadMessage as error:
+                log.warning("%s answered what is no reply: %s", self.peer, error)
+            except Exception:
+                if not self._closed:
+                    log.exception("a reply of %s could not be handled", self.peer)
+
+        try:
+            rpc: Any = self.channel.get().unary_unary(f"/geraft.Raft/{method}")
+            future = rpc.future(encoded, timeout=self._config.election_timeout_seconds, wait_for_ready=True)
+        except ValueError:
+            return  # the channel was closed meanwhile
+        future.add_done_callback(answered)

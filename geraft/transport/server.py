@@ -1,0 +1,478 @@
+"""The RPCs of a node, and the gRPC server that listens for them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from geraft.config import Config
+from geraft.core.membership import Refusal
+from geraft.core.messages import (
+    AppendEntriesReply,
+    HeartbeatReply,
+    PeerMessage,
+    RequestVoteReply,
+)
+from geraft.errors import AddressInUse, GeraftError, NodeStopped, OutcomeUnknown, ProposalDropped, ReadTimeout, Rejected
+from geraft.pb import geraft_pb2 as pb
+from geraft.runtime.hub import Call, CallKind, Waiter, finish, monotonic, native_lock
+from geraft.transport import addresses, codec, failures
+from geraft.transport.calls import DEFAULT_TIMEOUT_SECONDS, UP_KEY, CallSession, consistency_of
+from geraft.transport.codec import BadMessage
+from geraft.transport.grpc_mode import GrpcMode, Outbox
+from geraft.transport.services import Services
+
+log = logging.getLogger(__name__)
+
+SERVICE = "geraft.Raft"
+HEADER_KEY = "geraft-header-bin"
+"""Metadata with which a peer opens a stream: the pb.Header of what will follow, so that a refusal comes at once."""
+
+RPCS_MAX = 1024
+"""Served at a time; beyond that gRPC itself answers RESOURCE_EXHAUSTED."""
+CALLERS_MAX = RPCS_MAX // 4
+"""Of those, Call streams, and as many unary calls: callers can't crowd out the peers."""
+ANSWER_GRACE_SECONDS = 0.25
+"""How much longer than the caller asked we wait for the node's own answer, which knows the reason."""
+
+
+def refusal_sentence(refusal: Refusal, header: pb.Header, services: Services) -> str:
+    """Why a message is not heard, and what to do about it."""
+    match refusal:
+        case Refusal.FOREIGN_CLUSTER:
+            return (
+                f"node {services.node_id} belongs to cluster {services.cluster_id}, not to {header.cluster_id} of"
+                f" {header.sender}: correct the address under which {header.sender} looks for {header.receiver},"
+                " or the bootstrap list, which must be the same on all of a cluster's first voters"
+            )
+        case Refusal.WRONG_RECEIVER:
+            return (
+                f"this is node {services.node_id}, not {header.receiver}: correct the address under which"
+                f" {header.sender} looks for {header.receiver}"
+            )
+        case Refusal.UNKNOWN_SENDER:
+            return f"node {header.sender} is no member of the cluster as {services.node_id} knows it: add it first"
+        case Refusal.STORE_REPLACED:
+            return (
+                f"node {header.sender} answers from another store than the one this cluster knows (its log and vote"
+                " were lost): it can't come back under its old id; remove it and add it under a new id, or restore its"
+                " data directory"
+            )
+    raise AssertionError(f"no sentence for {refusal!r}")
+
+
+def refusal_of(header: pb.Header, services: Services) -> str:
+    """Why we do not hear the sender of this header; "" if we do."""
+    refusal: Refusal | None
+    if header.cluster_id != services.cluster_id:
+        refusal = Refusal.FOREIGN_CLUSTER
+    elif header.receiver != services.node_id:
+        refusal = Refusal.WRONG_RECEIVER
+    else:
+        refusal = services.admit(header.sender, header.sender_store)
+    return "" if refusal is None else refusal_sentence(refusal, header, services)
+
+
+class _Refused(Exception):
+    """An RPC ends with this status and sentence."""
+
+    def __init__(self, status: grpc.StatusCode, error: GeraftError) -> None:
+        super().__init__(str(error))
+        self.status = status
+        self.failure = failures.failure_from_error(error)
+
+
+def _malformed(error: BadMessage) -> _Refused:
+    return _Refused(grpc.StatusCode.INVALID_ARGUMENT, Rejected(str(error)))
+
+
+def _not_heard(sentence: str) -> _Refused:
+    return _Refused(grpc.StatusCode.FAILED_PRECONDITION, Rejected(sentence))
+
+
+class RaftHandlers:
+    """The service geraft.Raft over one node. Bytes from the wire are checked here; the node sees no wrong one."""
+
+    def __init__(self, services: Services, mode: GrpcMode, config: Config) -> None:
+        self._services = services
+        self._mode = mode
+        self._config = config
+        self._lock = native_lock()
+        self._append_streams: dict[str, Outbox] = {}
+        self._heartbeat_streams: dict[str, Outbox] = {}
+        self._open: set[Outbox] = set()
+        self._votes: dict[int, Waiter] = {}
+        self._vote_numbers = itertools.count(1)
+        self._sessions = 0
+        self._unary_calls = 0
+        self._closed = False
+
+    def generic_handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server is given to serve us. Messages pass as bytes: the handlers decode them, and say what is
+        wrong with those that are no messages."""
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "RequestVote": unary(self._guarded(self._request_vote)),
+                "TimeoutNow": unary(self._guarded(self._timeout_now)),
+                "SendAppendEntry": stream(self._send_append_entry),
+                "SendHeartbeat": stream(self._send_heartbeat),
+                "RequestApply": unary(self._guarded(self._request_apply)),
+                "RequestCommit": unary(self._guarded(self._request_commit)),
+                "Call": stream(self._call),
+                "RequestClusterInfo": unary(self._guarded(self._request_cluster_info)),
+                "Status": unary(self._guarded(self._status)),
+            },
+        )
+
+    def reply(self, to: str, message: AppendEntriesReply | HeartbeatReply | RequestVoteReply) -> None:
+        """Send a reply on the newest stream of that peer, or to the vote handler that waits for it; dropped if there is
+        none. Any thread; never blocks."""
+        if isinstance(message, RequestVoteReply):
+            waiter = self._votes.pop(message.call, None)
+            if waiter is not None:
+                finish([waiter], [message])
+            return
+        streams = self._append_streams if isinstance(message, AppendEntriesReply) else self._heartbeat_streams
+        outbox = streams.get(to)
+        if outbox is not None:
+            outbox.put(codec.encode(message, self._services.cluster_id, to))
+
+    @property
+    def sessions(self) -> int:
+        """Callers' streams that are open."""
+        return self._sessions
+
+    def close(self) -> None:
+        """End every open stream. Any thread."""
+        with self._lock:
+            self._closed = True
+            outboxes = list(self._open)
+        for outbox in outboxes:
+            outbox.close()
+
+    # Streams of peers
+
+    def _send_append_entry(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        def decode(encoded: bytes) -> tuple[pb.Header, PeerMessage]:
+            record = codec.parse(pb.AppendEntryReq.FromString, encoded)
+            return record.header, codec.append_entries(record)
+
+        return self._peer_stream(requests, context, decode, self._append_streams)
+
+    def _send_heartbeat(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        def decode(encoded: bytes) -> tuple[pb.Header, PeerMessage]:
+            record = codec.parse(pb.HeartbeatReq.FromString, encoded)
+            return record.header, codec.heartbeat(record)
+
+        return self._peer_stream(requests, context, decode, self._heartbeat_streams)
+
+    def _peer_stream(
+        self,
+        requests: Iterator[bytes],
+        context: grpc.ServicerContext,
+        decode: Callable[[bytes], tuple[pb.Header, PeerMessage]],
+        streams: dict[str, Outbox],
+    ) -> Iterator[bytes]:
+        """One thread or greenlet, the handler's, sends what is in the outbox; a second one reads the requests."""
+        end: list[_Refused] = []
+        try:
+            self._check_opening(context)
+        except _Refused as refused:
+            failures.refuse(context, refused.status, refused.failure)
+        outbox = self._open_outbox(context)
+        try:
+            self._say_up(context)
+            self._mode.spawn(self._read_peer, requests, decode, streams, outbox, end, name="geraft peer reader")
+            yield from outbox
+        finally:
+            self._forget(outbox)
+        if end:
+            failures.refuse(context, end[0].status, end[0].failure)
+
+    def _check_opening(self, context: grpc.ServicerContext) -> None:
+        for key, value in context.invocation_metadata() or ():
+            if key == HEADER_KEY:
+                try:
+                    header = pb.Header.FromString(value)  # type: ignore[arg-type]  # keys in -bin carry bytes
+                    codec.check_header(header)
+                except DecodeError:
+                    raise _malformed(BadMessage("the header in the metadata is none")) from None
+                except BadMessage as error:
+                    raise _malformed(error) from None
+                sentence = refusal_of(header, self._services)
+                if sentence:
+                    raise _not_heard(sentence)
+
+    def _read_peer(
+        self,
+        requests: Iterator[bytes],
+        decode: Callable[[bytes], tuple[pb.Header, PeerMessage]],
+        streams: dict[str, Outbox],
+        outbox: Outbox,
+        end: list[_Refused],
+    ) -> None:
+        services = self._services
+        sender = ""
+        try:
+            for encoded in requests:
+                header, message = decode(encoded)
+                sentence = refusal_of(header, services)
+                if sentence:
+                    raise _not_heard(sentence)
+                if message.sender != sender:
+                    if sender:
+                        raise BadMessage("a stream carries the messages of one sender")
+                    sender = message.sender
+                    replaced = streams.get(sender)
+                    streams[sender] = outbox
+                    if replaced is not None:
+                        replaced.close()
+                services.deliver(message)
+            if not sender:
+                raise BadMessage("the stream ended without a message")
+        except BadMessage as error:
+            end.append(_malformed(error))
+        except _Refused as refused:
+            end.append(refused)
+        except GeraftError as error:
+            end.append(_Refused(failures.status_from_error(error), error))
+        except grpc.RpcError:
+            pass  # the other side is gone
+        except Exception as error:
+            if not outbox.closed:
+                log.exception("a message of peer %s could not be handled", sender or "(unknown)")
+                end.append(_Refused(grpc.StatusCode.INTERNAL, NodeStopped(f"internal error: {error}")))
+        finally:
+            if sender and streams.get(sender) is outbox:
+                del streams[sender]
+            outbox.close()
+
+    def _open_outbox(self, context: grpc.ServicerContext) -> Outbox:
+        outbox = self._mode.outbox()
+        with self._lock:
+            closed = self._closed
+            self._open.add(outbox)
+        if closed:
+            self._forget(outbox)
+            failures.abort(context, NodeStopped("the node is stopping"))
+        return outbox
+
+    def _say_up(self, context: grpc.ServicerContext) -> None:
+        context.send_initial_metadata(((UP_KEY, self._services.node_id.encode()),))
+
+    def _forget(self, outbox: Outbox) -> None:
+        with self._lock:
+            self._open.discard(outbox)
+
+    # Unary calls of peers
+
+    def _request_vote(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.RequestVoteReq.FromString, encoded)
+        number = next(self._vote_numbers)
+        message = codec.request_vote(record, number)
+        self._refuse_unheard(record.header)
+        waiter = self._votes[number] = Waiter()
+        try:
+            self._services.deliver(message)
+            reply: RequestVoteReply = waiter.result(
+                _within(context, self._config.election_timeout_seconds),
+                lambda: ReadTimeout("the vote was not decided in time"),
+            )
+        finally:
+            self._votes.pop(number, None)
+        return codec.encode(reply, self._services.cluster_id, message.sender)
+
+    def _timeout_now(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.TimeoutNowReq.FromString, encoded)
+        message = codec.timeout_now(record)
+        self._refuse_unheard(record.header)
+        self._services.deliver(message)
+        header = pb.Header(
+            cluster_id=self._services.cluster_id,
+            sender=self._services.node_id,
+            receiver=message.sender,
+            sender_store=self._services.store_id,
+            term=message.term,
+        )
+        return pb.TimeoutNowRep(header=header).SerializeToString()
+
+    def _refuse_unheard(self, header: pb.Header) -> None:
+        sentence = refusal_of(header, self._services)
+        if sentence:
+            raise _not_heard(sentence)
+
+    # Callers
+
+    def _request_apply(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.ApplyReq.FromString, encoded)
+        call = Call(
+            CallKind.APPLY if record.mutation else CallKind.READ,
+            record.message,
+            deadline=_deadline(context, record.timeout_ms),
+            wait_for_leader=record.wait_for_leader,
+            consistency=consistency_of(record.consistency),
+            forwarded=record.forwarded,
+        )
+        return pb.ApplyRep(message=self._answered(call)).SerializeToString()
+
+    def _request_commit(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.CommitReq.FromString, encoded)
+        call = Call(
+            CallKind.COMMIT,
+            record.message,
+            deadline=_deadline(context, record.timeout_ms),
+            wait_for_leader=record.wait_for_leader,
+            forwarded=record.forwarded,
+        )
+        return pb.CommitRep(index=self._answered(call)).SerializeToString()
+
+    def _answered(self, call: Call) -> Any:
+        """The node's answer to the call; waits for it."""
+        with self._lock:
+            if self._unary_calls >= CALLERS_MAX:
+                raise ProposalDropped(f"{CALLERS_MAX} unary calls wait already: try again, or use the Call stream")
+            self._unary_calls += 1
+        try:
+            self._services.submit(call)
+            timeout_seconds = call.deadline - monotonic()
+            return call.result(timeout_seconds + ANSWER_GRACE_SECONDS, lambda: timed_out(call))
+        finally:
+            with self._lock:
+                self._unary_calls -= 1
+
+    def _call(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with self._lock:
+            full = self._sessions >= CALLERS_MAX
+            self._sessions += not full
+        if full:
+            failures.abort(context, ProposalDropped(f"{CALLERS_MAX} callers have streams open: try another node"))
+        try:
+            outbox = self._open_outbox(context)
+            try:
+                self._say_up(context)
+                session = CallSession(self._services, outbox, self._config.message_bytes_max)
+                self._mode.spawn(session.read, requests, name="geraft caller reader")
+                yield from session.answers()
+            finally:
+                outbox.close()
+                self._forget(outbox)
+            if session.error is not None:
+                failures.abort(context, session.error)
+        finally:
+            with self._lock:
+                self._sessions -= 1
+
+    def _request_cluster_info(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        codec.parse(pb.ClusterInfoReq.FromString, encoded)
+        return self._services.cluster_info().SerializeToString()
+
+    def _status(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        codec.parse(pb.StatusReq.FromString, encoded)
+        return self._services.status().SerializeToString()
+
+    def _guarded(
+        self, handler: Callable[[bytes, grpc.ServicerContext], bytes]
+    ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        """The handler, with every way to fail turned into a status and a failure; the node lives on."""
+
+        def guarded(encoded: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                return handler(encoded, context)
+            except BadMessage as error:
+                ending = _malformed(error)
+            except _Refused as refused:
+                ending = refused
+            except GeraftError as error:
+                ending = _Refused(failures.status_from_error(error), error)
+            except Exception as error:
+                log.exception("an RPC failed")
+                ending = _Refused(grpc.StatusCode.INTERNAL, OutcomeUnknown(f"internal error: {error}"))
+            failures.refuse(context, ending.status, ending.failure)
+            raise AssertionError("refuse raises")
+
+        return guarded
+
+
+def timed_out(call: Call) -> GeraftError:
+    """What a call that got no answer within its time is told."""
+    if call.kind is CallKind.READ:
+        return ReadTimeout("the read was not answered in time")
+    return OutcomeUnknown("the write was not answered in time: it may have happened, or may still happen")
+
+
+def _within(context: grpc.ServicerContext, seconds: float) -> float:
+    """So many seconds, or what the RPC's own deadline leaves."""
+    remaining = context.time_remaining()  # None if the caller set no deadline, whatever the stubs say
+    return min(seconds, float(remaining)) if remaining is not None else seconds
+
+
+def _deadline(context: grpc.ServicerContext, timeout_ms: int) -> float:
+    deadline: float = monotonic() + _within(context, timeout_ms / 1000 or DEFAULT_TIMEOUT_SECONDS)
+    return deadline
+
+
+class RaftServer:
+    """A gRPC server for one node's handlers."""
+
+    def __init__(self, handlers: RaftHandlers, mode: GrpcMode, listen: str, config: Config) -> None:
+        self._handlers = handlers
+        self._mode = mode
+        self._listen = listen
+        self._config = config
+        self._server: grpc.Server | None = None
+        self.address = ""
+        """Where it listens; known once started."""
+
+    def start(self) -> None:
+        """Bind and serve. Port 0 picks one. Raises AddressInUse, or ConfigError if it is no address of this machine."""
+        self._mode.call(self._start, timeout_seconds=30.0)
+
+    def _start(self) -> None:
+        host, _ = addresses.split(self._listen)
+        addresses.check_free(self._listen)
+        bytes_max = self._config.message_bytes_max
+        options = (
+            ("grpc.so_reuseport", 0),  # or a second node could take the same port
+            ("grpc.max_send_message_length", bytes_max),
+            ("grpc.max_receive_message_length", bytes_max),
+            # Peers ping twice a second to notice a stopped process: that is no misbehaviour.
+            ("grpc.http2.min_ping_interval_without_data_ms", 100),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Callers that vanished without a word are noticed too, and their streams ended.
+            ("grpc.keepalive_time_ms", 5000),
+            ("grpc.keepalive_timeout_ms", 5000),
+            ("grpc.http2.ping_timeout_ms", 5000),
+        )
+        server = grpc.server(
+            self._mode.executor(RPCS_MAX),  # type: ignore[arg-type]  # any Executor will do
+            handlers=[self._handlers.generic_handler()],
+            options=options,
+            maximum_concurrent_rpcs=RPCS_MAX,
+        )
+        try:
+            port = server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise AddressInUse(f"{self._listen} was taken just now, or gRPC can't listen there: {error}") from None
+        server.start()
+        self._server = server
+        self.address = addresses.join(host, port)
+
+    def stop(self, grace_seconds: float = 0.5, timeout_seconds: float = 5.0) -> None:
+        """Take no more RPCs, end the streams, and give other RPCs grace_seconds to end. Ends within timeout_seconds."""
+        server, self._server = self._server, None
+        self._handlers.close()
+        if server is not None:
+
+            def stop() -> None:
+                server.stop(grace_seconds).wait(timeout_seconds)
+
+            self._mode.call(stop, timeout_seconds=timeout_seconds + 1.0)

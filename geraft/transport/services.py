@@ -1,0 +1,48 @@
+"""What the transport needs of the node it serves."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from geraft.core.membership import Refusal
+from geraft.core.messages import PeerMessage
+from geraft.pb import geraft_pb2 as pb
+from geraft.runtime.hub import Call
+
+
+class Services(Protocol):
+    """The node behind a transport. Every method is called from any thread and must not block."""
+
+    @property
+    def cluster_id(self) -> str: ...
+
+    @property
+    def node_id(self) -> str: ...
+
+    @property
+    def store_id(self) -> str: ...
+
+    def admit(self, sender: str, sender_store: str) -> Refusal | None:
+        """Whether messages of this sender, from this store, are heard: None, or why not."""
+
+    def deliver(self, message: PeerMessage) -> None:
+        """A message of an admitted peer, meant for us."""
+
+    def submit(self, call: Call) -> None:
+        """A caller's write or read; to be answered with hub.finish or hub.fail."""
+
+    def resubmit(self, calls: list[Call]) -> None:
+        """Calls that were forwarded to the leader and certainly did not happen: they wait for a leader again."""
+
+    def cluster_info(self) -> pb.ClusterInfoRep: ...
+
+    def status(self) -> pb.StatusRep: ...
+
+    def peer_connected(self, peer: str) -> None:
+        """The replication stream to the peer is up, and the peer hears us. What was sent before may be lost."""
+
+    def peer_disconnected(self, peer: str, reason: str) -> None:
+        """The replication stream to the peer broke."""
+
+    def peer_refused(self, peer: str, sentence: str) -> None:
+        """The peer does not hear us, or we do not hear it; the sentence says why and what to do."""

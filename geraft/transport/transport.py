@@ -1,0 +1,107 @@
+"""A node's gRPC: what it serves, and what it has open towards its peers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from geraft.config import Config
+from geraft.core.messages import AppendEntriesReply, HeartbeatReply, PeerMessage, RequestVoteReply
+from geraft.errors import GeraftError
+from geraft.runtime.hub import Call, HubThread, native_lock
+from geraft.transport.grpc_mode import mode_for, sleep
+from geraft.transport.peer import PeerLink
+from geraft.transport.server import RaftHandlers, RaftServer
+from geraft.transport.services import Services
+
+log = logging.getLogger(__name__)
+
+
+LINGER_SECONDS = 0.1
+"""For so long a node that stops still answers callers, so that they hear "stopped" and turn elsewhere: a write whose
+stream ends without an answer would count as unknown."""
+
+
+class Transport:
+    """Carries messages between this node and its peers, and callers' calls in and on to the leader.
+
+    Messages may be lost, doubled by a sender, or late; between two nodes those of one kind stay in order while a stream
+    lives. `send` and `forward` never block and are for any thread; the rest is for one thread at a time.
+    """
+
+    def __init__(self, services: Services, listen: str, config: Config, hub: HubThread) -> None:
+        self._services = services
+        self._config = config
+        self._mode = mode_for(hub)
+        self._links: dict[str, PeerLink] = {}
+        self._lock = native_lock()
+        self._stopped = False
+        self.handlers = RaftHandlers(services, self._mode, config)
+        self._server = RaftServer(self.handlers, self._mode, listen, config)
+
+    def start(self) -> None:
+        """Listen and serve. Raises AddressInUse or ConfigError."""
+        self._server.start()
+
+    @property
+    def address(self) -> str:
+        """host:port that the server listens on; a port 0 has become a real one."""
+        return self._server.address
+
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        """Whom to talk to, address by id, without ourselves. Never blocks: links open and close beside. Any thread."""
+        with self._lock:
+            if self._stopped:
+                return
+            links = dict(self._links)
+            gone = [links.pop(peer) for peer in list(links) if peers.get(peer) != links[peer].address]
+            for peer, address in peers.items():
+                if peer not in links:
+                    links[peer] = PeerLink(self._services, self._mode, self._config, peer, address)
+            self._links = links
+        for link in gone:
+            if link.up:
+                self._services.peer_disconnected(link.peer, "its address changed, or it left the cluster")
+            self._mode.spawn(link.close, name="geraft peer close")
+
+    def send(self, to: str, message: PeerMessage) -> None:
+        """Send, or drop what can't be sent now. Any thread; never blocks."""
+        if isinstance(message, AppendEntriesReply | HeartbeatReply | RequestVoteReply):
+            self.handlers.reply(to, message)
+            return
+        link = self._links.get(to)
+        if link is not None:
+            link.send(message)
+
+    def forward(self, leader_id: str, calls: Iterable[Call]) -> None:
+        """Send calls on to the leader; each is answered, or resubmitted. Any thread; never blocks."""
+        calls = list(calls)
+        link = self._links.get(leader_id)
+        if link is None:
+            self._services.resubmit(calls)
+            return
+        link.forward(calls)
+
+    def connected_peers(self) -> frozenset[str]:
+        """Peers whose replication stream from here is up."""
+        return frozenset(peer for peer, link in self._links.items() if link.up)
+
+    def stop(self, timeout_seconds: float = 5.0) -> None:
+        """Close everything; always ends within about timeout_seconds."""
+        with self._lock:
+            self._stopped = True
+            links, self._links = self._links, {}
+        try:
+            self._mode.call(self._close_links, list(links.values()), timeout_seconds=timeout_seconds / 2)
+            if self.handlers.sessions:
+                sleep(min(LINGER_SECONDS, timeout_seconds / 4))
+            self._server.stop(min(0.5, timeout_seconds / 4), timeout_seconds / 2)
+        except GeraftError as error:
+            log.warning("the transport did not stop in time: %s", error)
+
+    def _close_links(self, links: list[PeerLink]) -> None:
+        for link in links:
+            try:
+                link.close()
+            except Exception:
+                log.exception("the link to %s could not be closed", link.peer)
