@@ -1,0 +1,42 @@
+"""The command `geraft`.
+
+command     what all verbs share: errors as one line, options that several have
+serve       one node of the key-value store                kv      put, get, delete, cas, list
+status      how a cluster is                               bench   how fast it is
+demo        a leader dies and nothing is lost        check-app  is an app deterministic?
+simulate    clusters on virtual time, under faults
+cluster     nodes in processes of their own, for demo and bench
+"""
+
+from __future__ import annotations
+
+import click
+
+from geraft.cli.command import VerbGroup
+
+
+@click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="geraft")
+def main() -> None:
+    """Run and use geraft, a Raft toolkit: a replicated key-value store to try, and tools to look at a cluster.
+
+    \b
+    Example: see a leader die while 64 callers write, and nothing get lost
+      geraft demo
+    """
+
+
+def _add_verbs() -> None:
+    from geraft.cli.bench import bench
+    from geraft.cli.check_app import check_app
+    from geraft.cli.demo import demo
+    from geraft.cli.kv import kv
+    from geraft.cli.serve import serve
+    from geraft.cli.simulate import simulate
+    from geraft.cli.status import status
+
+    for verb in (demo, serve, kv, status, bench, simulate, check_app):
+        main.add_command(verb)
+
+
+_add_verbs()

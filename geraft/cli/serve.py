@@ -1,0 +1,152 @@
+"""geraft serve: one node of the key-value store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import click
+
+from geraft.cli.command import Address, Members
+
+if TYPE_CHECKING:
+    from geraft.app import RaftApp
+    from geraft.node import RaftNode
+    from geraft.storage.base import RaftStorage
+
+
+@click.command()
+@click.option("--id", "node_id", required=True, metavar="NAME", help="The node's name in the cluster; never changes.")
+@click.option("--listen", type=Address(), default=None, help="Where to listen, if not where the others reach it.")
+@click.option(
+    "--advertise", type=Address(), default=None, help="Where the others reach it, if --bootstrap does not say."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Directory of the node's log, vote and identity; made if need be. Needed with --storage sqlite.",
+)
+@click.option(
+    "--bootstrap",
+    type=Members(),
+    default=None,
+    help="All first members: the same list for each. On later starts it may stay or go.",
+)
+@click.option("--cluster-name", default="", help="Of a new cluster, to tell it from others at a glance.")
+@click.option(
+    "--storage",
+    type=click.Choice(["sqlite", "memory"]),
+    default="sqlite",
+    show_default=True,
+    help="memory: for trials; a node that lost its state can't come back under its id.",
+)
+@click.option(
+    "--sync",
+    type=click.Choice(["full", "normal", "off"]),
+    default="full",
+    show_default=True,
+    help="When SQLite syncs the disk. Anything but full may lose acknowledged writes when the power fails.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    help="What to log on stderr.",
+)
+@click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop when the process that started us is gone.")
+def serve(
+    node_id: str,
+    listen: str | None,
+    advertise: str | None,
+    data_dir: Path | None,
+    bootstrap: dict[str, str] | None,
+    cluster_name: str,
+    storage: str,
+    sync: str,
+    log_level: str,
+    until_stdin_closes: bool,
+) -> None:
+    """Run one node of the key-value store until it gets SIGTERM or SIGINT (Ctrl-C).
+
+    Prints one line when it is ready. Each node needs a name, an address and a directory of its own; all get the same
+    --bootstrap list when they start for the first time.
+
+    \b
+    Example: a cluster of one
+      geraft serve --id n1 --listen 127.0.0.1:7001 --data-dir n1 --bootstrap n1=127.0.0.1:7001
+    \b
+    Example: the second of three
+      geraft serve --id n2 --listen 127.0.0.1:7002 --data-dir n2 \\
+          --bootstrap n1=127.0.0.1:7001,n2=127.0.0.1:7002,n3=127.0.0.1:7003
+    """
+    if storage == "sqlite" and data_dir is None:
+        raise click.UsageError("--storage sqlite needs --data-dir")
+    own_address = advertise or listen
+    if bootstrap is not None and own_address:
+        bootstrap.setdefault(node_id, own_address)
+    if bootstrap is not None and node_id not in bootstrap:
+        raise click.UsageError(f"--bootstrap must name this node too: {node_id}=HOST:PORT")
+    if bootstrap is not None and advertise not in (None, bootstrap[node_id]):
+        raise click.UsageError(f"--advertise says {advertise}, but --bootstrap {node_id}={bootstrap[node_id]}")
+    logging.basicConfig(
+        level=log_level.upper(), format=f"%(asctime)s {node_id} %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    if until_stdin_closes:
+        threading.Thread(target=_wait_until_stdin_closes, args=(stopping,), daemon=True).start()
+
+    from geraft.node import RaftNode
+    from geraft.plugins import load_plugins
+
+    load_plugins()
+    app, store = make_app_and_storage(storage, data_dir, sync)
+    node = RaftNode(
+        app,
+        store,
+        id=node_id,
+        listen=listen or "",
+        bootstrap=bootstrap,
+        cluster_name=cluster_name,
+    )
+    node.start()
+    try:
+        place = f"its data in {data_dir}" if storage == "sqlite" else "its data in memory"
+        click.echo(f"{node_id} is ready on {node.address}, {place}; Ctrl-C stops it")
+        run_until(node, stopping)
+    finally:
+        node.stop()
+
+
+def make_app_and_storage(storage: str, data_dir: Path | None, sync: str) -> tuple[RaftApp, RaftStorage]:
+    """A key-value app and a log store, both in data_dir or both in memory."""
+    from geraft.kv import KeyValueApp
+    from geraft.simple import FileRepository, MemoryRepository, to_raft_app
+    from geraft.storage import MemoryStorage, SqliteStorage
+
+    if storage == "memory" or data_dir is None:
+        return to_raft_app(KeyValueApp(), MemoryRepository()), MemoryStorage()
+    synchronous = cast('Literal["FULL", "NORMAL", "OFF"]', sync.upper())
+    store = SqliteStorage(data_dir / "log.db", synchronous=synchronous)
+    return to_raft_app(KeyValueApp(), FileRepository(data_dir / "snapshots")), store
+
+
+def run_until(node: RaftNode, stopping: threading.Event) -> None:
+    """Wait for the event; raises NodeStopped if the node fails before."""
+    while not stopping.wait(0.5):
+        node.status()
+
+
+def _wait_until_stdin_closes(stopping: threading.Event) -> None:
+    # Not through sys.stdin: its lock, held by this thread for good, would crash the interpreter at its end.
+    while os.read(0, 4096):
+        pass
+    stopping.set()

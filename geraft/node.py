@@ -1,0 +1,269 @@
+"""RaftNode: one running server, held by the user."""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from geraft.app import RaftApp
+from geraft.config import Config
+from geraft.errors import CommandTooLarge, ConfigError, NoLeader, OutcomeUnknown, ReadTimeout, TransferFailed
+from geraft.runtime.hub import Call, CallKind, Consistency, monotonic
+from geraft.runtime.node_loop import LeaderWanted, Transfer
+from geraft.runtime.status import ClusterInfo, NodeStatus
+from geraft.runtime.supervisor import Phase, Supervisor
+from geraft.storage.base import RaftStorage
+
+_CONSISTENCIES = {level.name.lower(): level for level in Consistency}
+
+
+class RaftNode:
+    """One server of a cluster, in this process.
+
+        node = RaftNode(app, SqliteStorage("n1.db"), id="n1", bootstrap={"n1": "127.0.0.1:7001", ...})
+        with node:
+            node.apply(b"deposit 10")
+
+    app: your state machine. storage: its log; one per node. id: the name that never changes.
+    listen: "host:port" to bind, by default this node's address in the bootstrap list or, later, in the log; port 0
+    takes a free one.
+    bootstrap: the voters that found the cluster, address by id, the same on each of them. It founds a cluster only over
+    an empty store; over the state of that same cluster it changes nothing, over any other state the start is refused.
+    cluster_name: tells two clusters founded by the same list apart.
+
+    Every method may be called from any thread and any greenlet, patched or not, and blocks only its caller.
+    A node starts once. In a forked child it raises NodeForked: start one in the child.
+    """
+
+    def __init__(
+        self,
+        app: RaftApp,
+        storage: RaftStorage,
+        *,
+        id: str,
+        listen: str = "",
+        bootstrap: Mapping[str, str] | None = None,
+        cluster_name: str = "",
+        config: Config | None = None,
+    ) -> None:
+        if not isinstance(app, RaftApp):
+            raise ConfigError("app must be a RaftApp; make one of a SimpleRaftApp with to_raft_app(app, repository)")
+        if not isinstance(storage, RaftStorage):
+            raise ConfigError("storage must be a RaftStorage, for example SqliteStorage(path)")
+        _check_id(id)
+        if bootstrap is not None:
+            if not bootstrap:
+                raise ConfigError("the bootstrap list is empty: name at least this node")
+            for voter, address in bootstrap.items():
+                _check_id(voter)
+                _check_address(address, "bootstrap address")
+        if listen:
+            _check_address(listen, "listen")
+        self.id = id
+        self.config = config if config is not None else Config()
+        self._supervisor = Supervisor(
+            app,
+            storage,
+            id=id,
+            listen=listen,
+            bootstrap=bootstrap,
+            cluster_name=cluster_name,
+            config=self.config,
+            sender=self,
+        )
+
+    def __repr__(self) -> str:
+        return f"<RaftNode {self.id} at {self.address}, {self._supervisor.phase.value}>"
+
+    # Life
+
+    def start(self, timeout_seconds: float = 30.0) -> Self:
+        """Open the store, listen, and take part; blocks until the node runs, not until there is a leader.
+
+        Raises StorageError for a store that is locked, corrupt, foreign or too new, BootstrapRefused, AddressInUse,
+        GrpcHubTaken; the node then holds nothing and can't be started again.
+        """
+        _check_timeout(timeout_seconds)
+        self._supervisor.start(timeout_seconds)
+        _running.add(self)
+        return self
+
+    def stop(self, timeout_seconds: float | None = None) -> None:
+        """Hand leadership over, then stop. Again is no error.
+
+        Blocks at most timeout_seconds, by default Config.stop_timeout_seconds.
+        """
+        if timeout_seconds is not None:
+            _check_timeout(timeout_seconds)
+        _running.discard(self)
+        self._supervisor.stop(self.config.stop_timeout_seconds if timeout_seconds is None else timeout_seconds)
+
+    def __enter__(self) -> Self:
+        if self._supervisor.phase is not Phase.RUNNING:
+            self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """What the node listens on, "host:port"."""
+        return self._supervisor.address
+
+    # Writes and reads
+
+    def apply(self, command: bytes, timeout_seconds: float = 5.0, *, wait_for_leader: bool = True) -> bytes:
+        """Write: append the command to the log of the cluster; blocks until it is applied, and gives the app's reply.
+
+        On a follower the call is forwarded once, to the leader it knows. wait_for_leader: without one, wait for one
+        within the timeout, else raise NoLeader at once. Raises NothingHappened errors (NoLeader, NotLeader,
+        ProposalDropped, NodeStopped: retry freely), CommandTooLarge, and OutcomeUnknown if the write may still happen.
+        """
+        reply: bytes = self._write(CallKind.APPLY, command, timeout_seconds, wait_for_leader)
+        return reply
+
+    def commit(self, command: bytes, timeout_seconds: float = 5.0, *, wait_for_leader: bool = True) -> int:
+        """Write like apply, but block only until the command is committed: a quorum holds it, it will be applied.
+
+        Gives its index. Raises as apply does.
+        """
+        index: int = self._write(CallKind.COMMIT, command, timeout_seconds, wait_for_leader)
+        return index
+
+    def _write(self, kind: CallKind, command: bytes, timeout_seconds: float, wait_for_leader: bool) -> Any:
+        if not isinstance(command, bytes):
+            raise ConfigError(f"a command must be bytes, not {type(command).__name__}")
+        if len(command) > self.config.command_bytes_max:
+            raise CommandTooLarge(
+                f"the command has {len(command)} bytes, more than command_bytes_max={self.config.command_bytes_max}"
+            )
+        _check_timeout(timeout_seconds)
+        call = Call(kind, command, deadline=monotonic() + timeout_seconds, wait_for_leader=wait_for_leader)
+        self._supervisor.put(call)
+        return call.result(timeout_seconds, lambda: self._write_timed_out(timeout_seconds))
+
+    def _write_timed_out(self, timeout_seconds: float) -> BaseException:
+        return OutcomeUnknown(
+            f"no answer within {timeout_seconds} s; the write may still happen ({self._explanation()})"
+        )
+
+    def read(
+        self,
+        request: bytes,
+        consistency: Consistency | str = Consistency.LINEARIZABLE,
+        timeout_seconds: float = 5.0,
+        *,
+        wait_for_leader: bool = True,
+    ) -> bytes:
+        """Read: run the app's process_read, and give its answer.
+
+        consistency: "linearizable" (never older than any write that was answered before the call; a quorum confirms the
+        leader, Raft dissertation 6.4), "lease" (the same as long as clocks keep within Config.clock_drift_max; no round
+        trip), "stale" (whatever this node has applied). The first two are forwarded to the leader. Raises ReadTimeout,
+        ReadFailed with what process_read raised, and NothingHappened errors as apply does.
+        """
+        if not isinstance(request, bytes):
+            raise ConfigError(f"a request must be bytes, not {type(request).__name__}")
+        if not isinstance(consistency, Consistency):
+            try:
+                consistency = _CONSISTENCIES[consistency]
+            except (KeyError, TypeError):
+                raise ConfigError(
+                    f"consistency must be one of {', '.join(_CONSISTENCIES)}, not {consistency!r}"
+                ) from None
+        _check_timeout(timeout_seconds)
+        call = Call(
+            CallKind.READ,
+            request,
+            deadline=monotonic() + timeout_seconds,
+            wait_for_leader=wait_for_leader,
+            consistency=consistency,
+        )
+        self._supervisor.put(call)
+        answer: bytes = call.result(
+            timeout_seconds,
+            lambda: ReadTimeout(f"the read was not answered within {timeout_seconds} s ({self._explanation()})"),
+        )
+        return answer
+
+    # The cluster
+
+    def wait_for_leader(self, timeout_seconds: float = 10.0) -> str:
+        """Block until this node knows a leader, and give its id. Raises NoLeader, with the reason, in the end."""
+        _check_timeout(timeout_seconds)
+        wanted = LeaderWanted(monotonic() + timeout_seconds)
+        self._supervisor.put(wanted)
+        leader_id: str = wanted.result(timeout_seconds, lambda: NoLeader(self._supervisor.why_no_leader()))
+        return leader_id
+
+    def transfer_leadership(self, target: str = "", timeout_seconds: float = 5.0) -> None:
+        """As the leader: hand over to a voter, by default the one that holds most of the log (Raft dissertation 3.10).
+
+        Blocks until another term began, or the attempt was given up after an election timeout. New writes wait
+        meanwhile. Raises TransferFailed if leadership stayed here, or this node does not lead.
+        """
+        _check_timeout(timeout_seconds)
+        transfer = Transfer(target)
+        self._supervisor.put(transfer)
+        transfer.result(timeout_seconds, lambda: TransferFailed(f"no outcome within {timeout_seconds} s"))
+
+    def status(self) -> NodeStatus:
+        """This node's own view, at once and without asking anybody."""
+        self._supervisor.check()
+        return self._supervisor.node_status()
+
+    def cluster_info(self) -> ClusterInfo:
+        """Who leads and who is a member, as far as this node knows."""
+        self._supervisor.check()
+        return self._supervisor.info()
+
+    def _explanation(self) -> str:
+        try:
+            return self.status().explanation
+        except Exception as error:
+            return str(error)
+
+
+_running: weakref.WeakSet[RaftNode] = weakref.WeakSet()
+
+
+def _stop_running() -> None:
+    """At the interpreter's end: let go of stores and ports of nodes that were never stopped."""
+    for node in list(_running):
+        try:
+            node.stop(timeout_seconds=1.0)
+        except Exception:
+            pass  # the process ends anyway
+
+
+atexit.register(_stop_running)
+
+
+TIMEOUT_SECONDS_MAX = 1e8
+"""Some three years: what every clock and lock can count."""
+
+
+def _check_timeout(timeout_seconds: float) -> None:
+    try:
+        if 0 <= timeout_seconds <= TIMEOUT_SECONDS_MAX:
+            return
+    except TypeError:
+        pass
+    raise ConfigError(f"timeout_seconds must be a number from 0 to {TIMEOUT_SECONDS_MAX:.0f}, not {timeout_seconds!r}")
+
+
+def _check_id(id: str) -> None:
+    if not isinstance(id, str) or not id or len(id) > 255 or any(c in id for c in ",= \t\n"):
+        raise ConfigError(f"a node id is 1 to 255 characters without spaces, commas and equal signs, not {id!r}")
+
+
+def _check_address(address: str, what: str) -> None:
+    host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    if not host or not colon or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{what} must be host:port, not {address!r}")

@@ -1,0 +1,52 @@
+"""What a node tells of itself: blinker signals, sent by a thread of its own after the fact.
+
+    from geraft import signals
+
+    def tell(node, *, leader_id, term, **_):
+        print(f"{leader_id} leads term {term}")
+
+    signals.leader_changed.connect(tell)
+
+The sender is the RaftNode; the rest comes as keyword arguments, to which later versions may add: end yours in **_.
+A receiver that raises is logged; one that blocks delays only the signals after it, never consensus. blinker holds
+receivers weakly: keep a reference to what you connect. docs/signals.md is the same list with more words.
+"""
+
+from __future__ import annotations
+
+from blinker import NamedSignal, Namespace
+
+__all__ = [
+    "apply_failed",
+    "committed",
+    "leader_changed",
+    "node_started",
+    "node_stopping",
+    "role_changed",
+]
+
+_namespace = Namespace()
+
+
+def _signal(name: str, doc: str) -> NamedSignal:
+    return _namespace.signal(name, doc)
+
+
+node_started = _signal("node_started", "The node runs and answers. No arguments.")
+node_stopping = _signal("node_stopping", "stop() was called, or the node failed. No arguments.")
+role_changed = _signal(
+    "role_changed",
+    "The node's own role is another one. old_role, new_role: follower, pre_candidate, candidate or leader; term: int.",
+)
+leader_changed = _signal(
+    "leader_changed",
+    'The node learned of another leader, or lost the one it knew. leader_id: str, "" if none is known; term: int.',
+)
+committed = _signal(
+    "committed",
+    "Entries were committed, one signal per batch. first_index, last_index: int, both included.",
+)
+apply_failed = _signal(
+    "apply_failed",
+    "process_write raised and will be tried again. index: int; attempt: int, from 1; error: Exception.",
+)

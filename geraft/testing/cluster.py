@@ -1,0 +1,334 @@
+"""Cluster: real `geraft serve` processes on loopback, to be killed, halted and restarted by a test.
+
+with Cluster(tmp_path) as cluster, cluster.client() as client:
+    client.apply(put("key", b"value"))
+    cluster.kill(cluster.leader())
+    assert decode_value(client.read(get("key"), timeout_seconds=20)) == b"value"
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, TypeVar
+
+import geraft
+from geraft.client import Client
+from geraft.errors import GeraftError
+from geraft.runtime.status import NodeStatus
+
+T = TypeVar("T")
+
+START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 20.0
+
+
+def wait_until(what: str, condition: Callable[[], T], timeout_seconds: float = 30.0) -> T:
+    """Block until condition() is true, and give what it gave. Raises AssertionError with `what` if the time runs out.
+
+    A GeraftError of the condition counts as "not yet".
+    """
+    deadline = time.monotonic() + timeout_seconds
+    last: object = None
+    while True:
+        try:
+            last = found = condition()
+            if found:
+                return found
+        except GeraftError as error:
+            last = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_seconds} s: {what}; at last: {last!r}")
+        time.sleep(0.02)
+
+
+def free_addresses(count: int) -> list[str]:
+    """Loopback addresses that nobody listens on, below the ports that outgoing connections get.
+
+    A port of that range could be given to some connection while its node is down, and keep the node from returning.
+    """
+    probes: list[socket.socket] = []
+    try:
+        while len(probes) < count:
+            probe = socket.socket()
+            try:
+                probe.bind(("127.0.0.1", random.randint(10000, 32000)))
+            except OSError:
+                probe.close()
+            else:
+                probes.append(probe)
+        return [f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+class DidNotStart(Exception):
+    """A node ended before it was ready; the message is what it said last."""
+
+
+class NodeProcess:
+    """One `geraft serve`. It ends with this process at the latest: it watches its stdin."""
+
+    def __init__(self, node_id: str, arguments: Iterable[str], log_path: Path) -> None:
+        self.id = node_id
+        self.log_path = log_path
+        self.paused = False
+        self._arguments = [sys.executable, "-m", "geraft", "serve", "--until-stdin-closes", *arguments]
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.id} was not started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def said(self) -> str:
+        """All that it logged so far."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def start(self) -> None:
+        """Start it, and return at once."""
+        assert not self.running, f"{self.id} runs already"
+        source = str(Path(geraft.__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
+        log: IO[str]
+        with self.log_path.open("a") as log:
+            self._process = subprocess.Popen(
+                self._arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+
+    def wait_until_ready(self) -> None:
+        """Block until it takes part. Raises DidNotStart."""
+        assert self._process is not None and self._process.stdout is not None
+        select.select([self._process.stdout], [], [], START_TIMEOUT_SECONDS)
+        if self._process.poll() is not None or not self._process.stdout.readline():
+            self.kill()
+            lines = self.said().strip().splitlines()
+            raise DidNotStart(f"{self.id}: {lines[-1] if lines else 'it said nothing'}")
+
+    def kill(self) -> None:
+        """SIGKILL, as if the machine had lost it; again is no error."""
+        if self._process is not None:
+            self._process.kill()
+            self._end(STOP_TIMEOUT_SECONDS)
+
+    def terminate(self) -> None:
+        """SIGTERM: it hands leadership over and stops. Returns at once."""
+        self.resume()
+        if self._process is not None and self.running:
+            self._process.terminate()
+
+    def wait_until_ended(self, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> int:
+        """Block until it ended, and give its exit code. Raises subprocess.TimeoutExpired."""
+        assert self._process is not None
+        return self._end(timeout_seconds)
+
+    def pause(self) -> None:
+        """SIGSTOP: from now on it stands still."""
+        os.kill(self.pid, signal.SIGSTOP)
+        self.paused = True
+
+    def resume(self) -> None:
+        """SIGCONT, if it was paused."""
+        if self.paused and self.running:
+            os.kill(self.pid, signal.SIGCONT)
+        self.paused = False
+
+    def _end(self, timeout_seconds: float) -> int:
+        assert self._process is not None
+        code = self._process.wait(timeout_seconds)
+        self.paused = False
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        return code
+
+
+class Cluster:
+    """Key-value nodes n1, n2, ... in processes of their own; a context manager that starts and always ends them.
+
+    directory: for data and logs. members: address by id, by default `size` free ones. listen: where a node listens, if
+    not at its member address (a proxy may stand between). options: more arguments of `geraft serve`, for each node.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        size: int = 3,
+        *,
+        members: Mapping[str, str] | None = None,
+        listen: Mapping[str, str] | None = None,
+        options: Iterable[str] = (),
+    ) -> None:
+        self.directory = directory
+        self.nodes: dict[str, NodeProcess] = {}
+        self.members: dict[str, str] = {}
+        self._options = list(options)
+        self._listen = dict(listen or {})
+        self._addresses_are_ours = members is None
+        self._size = size
+        self._observer: Client | None = None
+        self._set_members(members)
+
+    def _set_members(self, members: Mapping[str, str] | None) -> None:
+        if members is None:
+            members = {f"n{number}": address for number, address in enumerate(free_addresses(self._size), start=1)}
+        self.members = dict(members)
+        bootstrap = ",".join(f"{node}={address}" for node, address in self.members.items())
+        for node in self.members:
+            arguments = ["--id", node, "--bootstrap", bootstrap, "--listen", self.address(node)]
+            arguments += ["--data-dir", str(self.data(node)), "--log-level", "info", *self._options]
+            self.nodes[node] = NodeProcess(node, arguments, self.directory / f"{node}.log")
+
+    def address(self, node: str) -> str:
+        """Where the node listens."""
+        return self._listen.get(node, self.members[node])
+
+    def data(self, node: str) -> Path:
+        """The node's data directory."""
+        return self.directory / node
+
+    # Life
+
+    def start(self, *nodes: str) -> None:
+        """Start these nodes, by default all; block until each takes part. Raises DidNotStart.
+
+        If another process takes one of the free addresses before us, others are tried.
+        """
+        first = not any(self.data(node).exists() for node in self.members)
+        for attempt in range(5):
+            wanted = [self.nodes[node] for node in nodes or self.members]
+            for node in wanted:
+                node.start()
+            try:
+                for node in wanted:
+                    node.wait_until_ready()
+            except DidNotStart as error:
+                collision = "in use" in str(error) or "was taken" in str(error)
+                if not (first and self._addresses_are_ours and attempt < 4 and collision):
+                    raise
+                for node in wanted:
+                    node.kill()
+                    shutil.rmtree(self.data(node.id), ignore_errors=True)
+                self._set_members(None)
+            else:
+                return
+
+    def stop(self) -> None:
+        """End all that runs: SIGTERM, and SIGKILL for those that do not heed it. Again is no error."""
+        running = [node for node in self.nodes.values() if node.running]
+        for node in running:
+            node.terminate()
+        for node in running:
+            try:
+                node.wait_until_ended()
+            except subprocess.TimeoutExpired:
+                node.kill()
+        if self._observer is not None:
+            self._observer.close()
+            self._observer = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # What may happen to a node
+
+    def kill(self, node: str) -> None:
+        """SIGKILL, as if the machine had lost it."""
+        self.nodes[node].kill()
+
+    def pause(self, node: str) -> None:
+        """SIGSTOP: it stands still, with its connections open."""
+        self.nodes[node].pause()
+
+    def resume(self, node: str) -> None:
+        self.nodes[node].resume()
+
+    def restart(self, node: str) -> None:
+        """Kill it if it runs, and start it over the data it has."""
+        self.kill(node)
+        self.start(node)
+
+    def heal(self, timeout_seconds: float = 60.0) -> str:
+        """Let every node run, and block until all hold the same log; gives the leader."""
+        for node in self.nodes.values():
+            node.resume()
+        dead = [node.id for node in self.nodes.values() if not node.running]
+        if dead:
+            self.start(*dead)
+        self.wait_until_even(timeout_seconds=timeout_seconds)
+        return self.leader()
+
+    # What is asked
+
+    def client(self, timeout_seconds: float = 10.0) -> Client:
+        """A client of the cluster; the caller closes it."""
+        return Client([self.address(node) for node in self.members], timeout_seconds)
+
+    def status(self, node: str, timeout_seconds: float = 2.0) -> NodeStatus:
+        """What the node says of itself. Raises Unreachable or ReadTimeout."""
+        if self._observer is None:
+            self._observer = self.client()
+        return self._observer.status(self.address(node), timeout_seconds)
+
+    def statuses(self) -> dict[str, NodeStatus]:
+        """What each node says that runs and answers."""
+        found = {}
+        for node in self.nodes.values():
+            if node.running and not node.paused:
+                try:
+                    found[node.id] = self.status(node.id)
+                except GeraftError:
+                    pass
+        return found
+
+    def leader(self, timeout_seconds: float = 30.0, *, other_than: str = "") -> str:
+        """The node that leads in the latest term, as soon as it answers calls; waits for one."""
+
+        def leading() -> str:
+            statuses = self.statuses()
+            leaders = [status for status in statuses.values() if status.role == "leader" and status.id != other_than]
+            latest = max((status.term for status in statuses.values()), default=0)
+            return next((leader.id for leader in leaders if leader.term == latest), "")
+
+        return wait_until(f"a leader other than {other_than!r}", leading, timeout_seconds)
+
+    def wait_until_even(self, *nodes: str, timeout_seconds: float = 60.0) -> None:
+        """Block until these nodes, by default all, have applied the same, whole log."""
+        names = nodes or tuple(self.members)
+
+        def even() -> bool:
+            statuses = [self.status(node) for node in names]
+            ends = {(status.last_log_index, status.last_applied, status.leader_id) for status in statuses}
+            return len(ends) == 1 and all(end == applied and leader for end, applied, leader in ends)
+
+        wait_until(f"{', '.join(names)} hold the same log", even, timeout_seconds)

@@ -1,0 +1,447 @@
+"""The tests that every log store must pass, yours too. Needs the extra `test` (pytest, hypothesis).
+
+from geraft.testing.storage_suite import StorageSuite
+
+class TestMyStorage(StorageSuite):
+    def make_storage(self, directory):
+        return MyStorage(directory / "log")
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from geraft.core.entries import ZERO, Ballot, EntryBatch, EntryId, EntryKind
+from geraft.core.membership import Configuration, Member, initial_configuration
+from geraft.errors import BootstrapRefused, LogGap, StorageFailed, StorageLocked
+from geraft.storage.base import Identity, RaftStorage, StoredState, TermStart
+
+UNLIMITED = 2**62
+IDENTITY = Identity("cluster", "n1", "store-1")
+MEMBERS = initial_configuration({"n1": "127.0.0.1:7001", "n2": "127.0.0.1:7002"})
+
+
+def commands(term: int, first_index: int, last_index: int, command_bytes: int = 0) -> EntryBatch:
+    """A batch of commands each of which tells its own term and index, filled up to command_bytes."""
+    return EntryBatch(
+        term=term,
+        first_index=first_index,
+        kind=EntryKind.COMMAND,
+        commands=tuple(command_of(term, index, command_bytes) for index in range(first_index, last_index + 1)),
+    )
+
+
+def command_of(term: int, index: int, command_bytes: int = 0) -> bytes:
+    return (b"%d.%d " % (term, index)).ljust(command_bytes, b".")
+
+
+def noop(term: int, index: int) -> EntryBatch:
+    return EntryBatch(term=term, first_index=index, kind=EntryKind.NOOP, commands=(b"",))
+
+
+def membership(term: int, index: int, configuration: Configuration = MEMBERS) -> EntryBatch:
+    return EntryBatch(
+        term=term,
+        first_index=index,
+        kind=EntryKind.CONFIGURATION,
+        commands=(b"",),
+        configuration=configuration,
+    )
+
+
+Entry = tuple[int, int, EntryKind, bytes, Configuration | None]
+"""Index, term, kind, command, configuration: what a batch holds, one entry at a time."""
+
+
+def entries_of(batches: Sequence[EntryBatch]) -> list[Entry]:
+    return [
+        (batch.first_index + offset, batch.term, batch.kind, command, batch.configuration)
+        for batch in batches
+        for offset, command in enumerate(batch.commands)
+    ]
+
+
+def entry_ids(batches: Sequence[EntryBatch]) -> list[EntryId]:
+    return [EntryId(term, index) for index, term, *_ in entries_of(batches)]
+
+
+class StorageSuite:
+    """Subclass it under a name that begins with Test, and give make_storage.
+
+    persistent: whether what is stored outlives the object, so that a second object made for the same directory finds
+    it. If not, one object keeps its data over close() and open().
+    """
+
+    persistent = True
+
+    def make_storage(self, directory: Path) -> RaftStorage:
+        """A store, not open, that keeps what it stores in the directory; called again for the same one."""
+        raise NotImplementedError
+
+    def reopen(self, storage: RaftStorage, directory: Path) -> tuple[RaftStorage, StoredState]:
+        """Close the store and open it again, as a new object if it is persistent."""
+        storage.close()
+        if self.persistent:
+            storage = self.make_storage(directory)
+        return storage, storage.open()
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Iterator[RaftStorage]:
+        """An open, empty store."""
+        storage = self.make_storage(tmp_path)
+        storage.open()
+        yield storage
+        storage.close()
+
+    # Opening ---------------------------------------------------------------------------------------------------------
+
+    def test_a_new_store_is_empty(self, tmp_path: Path) -> None:
+        storage = self.make_storage(tmp_path)
+        assert storage.open() == StoredState(
+            identity=None, ballot=Ballot(0), first_index=1, last_entry=ZERO, terms=(), configurations=()
+        )
+        assert storage.read(1, 10, UNLIMITED) == []
+        storage.close()
+
+    def test_what_was_written_is_there_after_opening_again(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.initialise(IDENTITY, [membership(1, 1)])
+        storage.write(Ballot(1, "n1"), [noop(1, 2), commands(1, 3, 7)])
+        storage.write(Ballot(4, "n2"), [noop(4, 8), commands(4, 9, 9)])
+        storage, state = self.reopen(storage, tmp_path)
+        assert state == StoredState(
+            identity=IDENTITY,
+            ballot=Ballot(4, "n2"),
+            first_index=1,
+            last_entry=EntryId(4, 9),
+            terms=(TermStart(1, 1), TermStart(8, 4)),
+            configurations=((1, MEMBERS),),
+        )
+        assert entries_of(storage.read(1, 9, UNLIMITED)) == entries_of(
+            [membership(1, 1), noop(1, 2), commands(1, 3, 7), noop(4, 8), commands(4, 9, 9)]
+        )
+        storage.close()
+
+    def test_a_store_is_initialised_once(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.initialise(IDENTITY, [membership(1, 1)])
+        for _ in range(2):
+            with pytest.raises(BootstrapRefused):
+                storage.initialise(Identity("other", "n9", "store-9"), [])
+            storage, state = self.reopen(storage, tmp_path)
+            assert (state.identity, state.last_entry) == (IDENTITY, EntryId(1, 1))
+        storage.close()
+
+    def test_a_store_may_be_initialised_without_entries(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.initialise(IDENTITY, [])
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.identity, state.last_entry) == (IDENTITY, ZERO)
+        storage.close()
+
+    def test_an_open_store_is_locked(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.write(None, [commands(1, 1, 3)])
+        other = self.make_storage(tmp_path) if self.persistent else storage
+        with pytest.raises(StorageLocked):
+            other.open()
+        storage.write(None, [commands(1, 4, 5)])  # the holder goes on
+        storage.close()
+        assert other.open().last_entry == EntryId(1, 5)
+        other.close()
+
+    def test_closing_twice_is_no_error_and_a_closed_store_does_nothing(self, storage: RaftStorage) -> None:
+        storage.close()
+        storage.close()
+        with pytest.raises(StorageFailed):
+            storage.write(Ballot(1), [])
+        with pytest.raises(StorageFailed):
+            storage.initialise(IDENTITY, [])
+        with pytest.raises(StorageFailed):
+            storage.read(1, 1, UNLIMITED)
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def test_a_ballot_alone(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.write(Ballot(2**63 - 1, "n2"), [])
+        storage, state = self.reopen(storage, tmp_path)
+        assert state.ballot == Ballot(2**63 - 1, "n2")
+        storage.write(None, [commands(3, 1, 1)])  # None leaves it as it is
+        storage, state = self.reopen(storage, tmp_path)
+        assert state.ballot == Ballot(2**63 - 1, "n2")
+        storage.close()
+
+    def test_a_ballot_and_batches_go_together(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.write(Ballot(1), [commands(1, 1, 2), commands(2, 3, 3), commands(2, 4, 9)])
+        with pytest.raises(LogGap):
+            storage.write(Ballot(5, "n5"), [commands(5, 10, 10), commands(5, 12, 12)])
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.ballot, state.last_entry) == (Ballot(1), EntryId(2, 9))
+        assert state.terms == (TermStart(1, 1), TermStart(3, 2))
+        storage.close()
+
+    @pytest.mark.parametrize("first_index", [0, 7, 2**62])
+    def test_a_gap_changes_nothing(self, storage: RaftStorage, first_index: int) -> None:
+        storage.write(Ballot(1), [commands(1, 1, 5)])
+        with pytest.raises(LogGap):
+            storage.write(Ballot(2, "n2"), [commands(2, 3, 3), commands(2, first_index, first_index)])
+        assert entry_ids(storage.read(1, 9, UNLIMITED)) == [EntryId(1, index) for index in range(1, 6)]
+        storage.write(None, [commands(1, 6, 6)])  # and the store goes on
+        assert entry_ids(storage.read(6, 9, UNLIMITED)) == [EntryId(1, 6)]
+
+    def test_a_log_starts_at_one(self, storage: RaftStorage) -> None:
+        with pytest.raises(LogGap):
+            storage.write(None, [commands(1, 2, 2)])
+
+    @pytest.mark.parametrize(
+        ("cut", "what"),
+        [
+            (4, "at the border of a batch"),
+            (6, "in the middle of a batch"),
+            (7, "at the last entry of a batch"),
+            (2, "in the first batch, others after it"),
+            (1, "everything"),
+        ],
+    )
+    def test_a_batch_replaces_the_tail_from_its_first_index_on(
+        self, storage: RaftStorage, tmp_path: Path, cut: int, what: str
+    ) -> None:
+        old = [commands(1, 1, 3), commands(2, 4, 7), commands(2, 8, 9)]
+        storage.write(None, old)
+        storage.write(None, [commands(5, cut, cut + 1)])
+        expected = [entry for entry in entries_of(old) if entry[0] < cut] + entries_of([commands(5, cut, cut + 1)])
+        for _ in range(2):
+            assert entries_of(storage.read(1, 99, UNLIMITED)) == expected, what
+            storage, state = self.reopen(storage, tmp_path)
+            assert state.last_entry == EntryId(5, cut + 1)
+            kept = [start for start in (TermStart(1, 1), TermStart(4, 2)) if start.first_index < cut]
+            assert state.terms == (*kept, TermStart(cut, 5))
+        storage.close()
+
+    def test_batches_of_one_write_replace_each_other_in_turn(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.write(None, [commands(1, 1, 5)])
+        storage.write(
+            None, [commands(2, 5, 9), membership(2, 10), commands(3, 8, 8), commands(4, 4, 6), commands(5, 6, 6)]
+        )
+        storage, state = self.reopen(storage, tmp_path)
+        assert entry_ids(storage.read(1, 99, UNLIMITED)) == [(1, 1), (1, 2), (1, 3), (4, 4), (4, 5), (5, 6)]
+        assert (state.last_entry, state.configurations) == (EntryId(5, 6), ())
+        storage.close()
+
+    def test_a_configuration_that_is_cut_off_is_forgotten(self, storage: RaftStorage, tmp_path: Path) -> None:
+        three = Configuration(
+            voters=MEMBERS.voters,
+            learners=(Member("n3", "127.0.0.1:7003", "store-3"),),
+            outgoing=(Member("n0", "127.0.0.1:7000"),),
+        )
+        storage.initialise(IDENTITY, [membership(1, 1)])
+        storage.write(None, [commands(1, 2, 4), membership(1, 5, three), commands(1, 6, 6)])
+        storage, state = self.reopen(storage, tmp_path)
+        assert state.configurations == ((1, MEMBERS), (5, three))
+        storage.write(None, [noop(2, 6)])  # behind it: it stays
+        storage, state = self.reopen(storage, tmp_path)
+        assert state.configurations == ((1, MEMBERS), (5, three))
+        storage.write(None, [noop(3, 5)])
+        storage, state = self.reopen(storage, tmp_path)
+        assert state.configurations == ((1, MEMBERS),)
+        assert state.terms == (TermStart(1, 1), TermStart(5, 3))
+        storage.close()
+
+    def test_an_entry_of_64_mib(self, storage: RaftStorage, tmp_path: Path) -> None:
+        huge = random.Random(64).randbytes(64 * 1024 * 1024)
+        batch = EntryBatch(term=1, first_index=2, kind=EntryKind.COMMAND, commands=(huge,))
+        storage.write(None, [commands(1, 1, 1), batch, commands(1, 3, 3)])
+        storage, state = self.reopen(storage, tmp_path)
+        assert state.last_entry == EntryId(1, 3)
+        (found,) = storage.read(2, 3, 1)
+        assert found.commands[0] == huge
+        storage.close()
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def test_reads_give_exactly_what_is_asked_for(self, storage: RaftStorage) -> None:
+        written = [commands(1, 1, 4), noop(2, 5), commands(2, 6, 6), commands(2, 7, 12)]
+        storage.write(None, written)
+        everything = entries_of(written)
+        for first_index in range(1, 14):
+            for last_index in range(first_index, 15):
+                found = storage.read(first_index, last_index, UNLIMITED)
+                assert entries_of(found) == everything[first_index - 1 : last_index], (first_index, last_index)
+        for first_index in (0, 13, 2**62):
+            assert storage.read(first_index, 2**62, UNLIMITED) == []
+        assert storage.read(5, 4, UNLIMITED) == []
+
+    def test_reads_are_cut_by_bytes_but_never_before_the_first_batch(self, storage: RaftStorage) -> None:
+        storage.write(None, [commands(1, index, index, command_bytes=1000) for index in range(1, 21)])
+        assert entry_ids(storage.read(3, 20, 1)) == [(1, 3)]
+        found = entry_ids(storage.read(3, 20, 5000))
+        assert found == [EntryId(1, index) for index in range(3, 3 + len(found))]
+        assert 3 <= len(found) <= 5
+
+    def test_threads_read_while_another_writes_and_cuts(self, storage: RaftStorage) -> None:
+        storage.write(None, [commands(1, 1, 20)])
+        written = threading.Event()
+        failures: list[BaseException] = []
+        reads = [0, 0, 0]
+
+        def read(reader: int) -> None:
+            rng = random.Random(reader)
+            try:
+                while not written.is_set() or reads[reader] < 20:
+                    first_index = rng.randint(1, 250)
+                    found = entries_of(storage.read(first_index, first_index + rng.randint(0, 100), 10_000))
+                    for (index, term, _, command, _), expected in zip(
+                        found, range(first_index, first_index + len(found)), strict=True
+                    ):
+                        assert (index, command) == (expected, command_of(term, index))
+                    assert all(left[1] <= right[1] for left, right in pairwise(found)), "terms never fall"
+                    assert found or first_index > 20, "entries 1 to 20 are always there"
+                    reads[reader] += 1
+            except BaseException as failure:
+                failures.append(failure)
+
+        threads = [threading.Thread(target=read, args=(reader,)) for reader in range(len(reads))]
+        for thread in threads:
+            thread.start()
+        rng = random.Random("writer")
+        last_index = 20
+        try:
+            for term in range(2, 200):
+                first_index = rng.randint(max(21, last_index - 10), last_index + 1)
+                last_index = first_index + rng.randint(0, 12)
+                storage.write(None, [commands(term, first_index, last_index)])
+        finally:
+            written.set()
+            for thread in threads:
+                thread.join(60)
+        assert not failures
+        assert min(reads) >= 20
+        assert [index for _, index in entry_ids(storage.read(1, last_index, UNLIMITED))] == [*range(1, last_index + 1)]
+
+    # Everything at once ----------------------------------------------------------------------------------------------
+
+    def test_any_sequence_of_calls_agrees_with_a_list_of_entries(self) -> None:
+        """Hypothesis writes, cuts, reads and reopens as it likes, beside a model that is a plain list."""
+
+        class Machine(StorageMachine):
+            suite = self
+
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=40,
+                stateful_step_count=20,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+
+indexes_back = st.integers(0, 12)
+ballots = st.none() | st.builds(Ballot, st.integers(0, 2**63 - 1), st.text(max_size=3))
+member_lists = st.builds(
+    Configuration,
+    voters=st.lists(
+        st.builds(Member, st.sampled_from("abcd"), st.just("127.0.0.1:1")),
+        min_size=1,
+        unique_by=lambda member: member.id,
+    ).map(lambda members: tuple(sorted(members))),
+)
+pieces = st.one_of(st.lists(st.binary(max_size=50), min_size=1, max_size=6), st.just(EntryKind.NOOP), member_lists)
+"""What a batch holds: commands, nothing, or a configuration."""
+
+
+class StorageMachine(RuleBasedStateMachine):
+    """A store of the suite and, beside it, the list of entries that it must hold."""
+
+    suite: StorageSuite
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(prefix="geraft-storage-"))
+        self.storage = self.suite.make_storage(self.directory)
+        self.storage.open()
+        self.identity: Identity | None = None
+        self.ballot = Ballot(0)
+        self.entries: list[Entry] = []
+
+    def teardown(self) -> None:
+        self.storage.close()
+        shutil.rmtree(self.directory)
+
+    @rule(ballot=ballots, parts=st.lists(st.tuples(indexes_back, st.integers(1, 5), pieces), max_size=4))
+    def write(
+        self, ballot: Ballot | None, parts: list[tuple[int, int, list[bytes] | EntryKind | Configuration]]
+    ) -> None:
+        batches, self.entries = self._batches(parts)
+        self.storage.write(ballot, batches)
+        self.ballot = self.ballot if ballot is None else ballot
+
+    @rule(parts=st.lists(st.tuples(indexes_back, st.integers(1, 5), pieces), max_size=2), gap=st.integers(2, 2**60))
+    def write_with_a_gap(self, parts: list[tuple[int, int, list[bytes] | EntryKind | Configuration]], gap: int) -> None:
+        batches, entries = self._batches(parts)
+        with pytest.raises(LogGap):
+            self.storage.write(Ballot(77, "nobody"), [*batches, noop(9, len(entries) + gap)])
+
+    @precondition(lambda self: self.identity is None and not self.entries)
+    @rule()
+    def initialise(self) -> None:
+        self.storage.initialise(IDENTITY, [membership(1, 1)])
+        self.identity, self.entries = IDENTITY, entries_of([membership(1, 1)])
+
+    @rule(back=st.integers(-2, 30), count=st.integers(0, 30), bytes_max=st.integers(0, 300))
+    def read(self, back: int, count: int, bytes_max: int) -> None:
+        first_index = len(self.entries) - back
+        last_index = first_index + count
+        found = entries_of(self.storage.read(first_index, last_index, bytes_max))
+        if not 1 <= first_index <= len(self.entries):
+            assert found == []
+        else:
+            assert found
+            assert found == self.entries[first_index - 1 : last_index][: len(found)]
+
+    @rule()
+    def reopen(self) -> None:
+        self.storage, state = self.suite.reopen(self.storage, self.directory)
+        terms = [term for _, term, *_ in self.entries]
+        assert state == StoredState(
+            identity=self.identity,
+            ballot=self.ballot,
+            first_index=1,
+            last_entry=EntryId(terms[-1], len(terms)) if terms else ZERO,
+            terms=tuple(
+                TermStart(index, term)
+                for index, (before, term) in enumerate(pairwise([None, *terms]), 1)
+                if term is not None and term != before
+            ),
+            configurations=tuple((index, members) for index, *_, members in self.entries if members is not None),
+        )
+        assert entries_of(self.storage.read(1, 2**62, UNLIMITED)) == self.entries
+
+    def _batches(
+        self, parts: list[tuple[int, int, list[bytes] | EntryKind | Configuration]]
+    ) -> tuple[list[EntryBatch], list[Entry]]:
+        """The batches that the parts make, each starting somewhat before the end, and the entries after writing."""
+        batches, entries = [], list(self.entries)
+        for back, term, piece in parts:
+            first_index = max(1, len(entries) + 1 - back)
+            if isinstance(piece, list):
+                batch = EntryBatch(term=term, first_index=first_index, kind=EntryKind.COMMAND, commands=tuple(piece))
+            elif isinstance(piece, Configuration):
+                batch = membership(term, first_index, piece)
+            else:
+                batch = noop(term, first_index)
+            batches.append(batch)
+            entries = entries[: first_index - 1] + entries_of([batch])
+        return batches, entries
+
+
+__all__ = ["StorageMachine", "StorageSuite", "command_of", "commands", "entries_of", "entry_ids", "membership", "noop"]
