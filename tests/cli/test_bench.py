@@ -1,0 +1,29 @@
+"""geraft bench: a small run each way; its figures hang together."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_processes import Command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["write", "--through", "node"],
+        ["write", "--through", "client"],
+        ["write", "--nodes", "1", "--sync", "off"],
+        ["read", "--consistency", "lease", "--storage", "memory"],
+    ],
+    ids=" ".join,
+)
+def test_a_small_run(geraft: Command, arguments: list[str]) -> None:
+    done = geraft("bench", *arguments, "--operations", "300", "--callers", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["operation"], result["operations"], result["callers"]) == (arguments[0], 300, 8)
+    assert result["operations_per_second"] == pytest.approx(300 / result["seconds"])
+    assert 0 < result["p50_ms"] <= result["p99_ms"] <= result["max_ms"]
+    assert len(result["cpu_us_per_operation"]) == result["nodes"] + (result["through"] == "client")

@@ -1,0 +1,104 @@
+"""geraft serve: one node in a process of its own, from its first line to its end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cli_processes import Command, assert_one_line, environment, geraft_command
+
+from geraft.cli.cluster import free_addresses
+
+pytestmark = pytest.mark.slow  # real nodes are started and asked from the command line
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        geraft_command("serve", *arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ready_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    return line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_one_line_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    (address,) = free_addresses(1)
+    with serving("--id", "n1", "--bootstrap", f"n1={address}", "--data-dir", str(tmp_path / "n1")) as process:
+        line = ready_line(process)
+        assert "n1" in line and address in line
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
+def test_it_keeps_what_it_was_given_over_a_restart_without_the_list(tmp_path: Path, geraft: Command) -> None:
+    (address,) = free_addresses(1)
+    for arguments in (["--bootstrap", f"n1={address}"], []):
+        with serving("--id", "n1", "--data-dir", str(tmp_path), *arguments) as process:
+            ready_line(process)
+            if arguments:
+                assert geraft("kv", "put", "color", "green", "--seeds", address).returncode == 0
+            else:
+                assert geraft("kv", "get", "color", "--seeds", address).stdout == "green"
+
+
+def test_advertise_and_listen_name_this_node_in_the_list(tmp_path: Path, geraft: Command) -> None:
+    (address,) = free_addresses(1)
+    port = address.rpartition(":")[2]
+    others = free_addresses(1)[0]
+    with serving(
+        *("--id", "n1", "--data-dir", str(tmp_path), "--listen", f"0.0.0.0:{port}", "--advertise", address),
+        *("--bootstrap", f"n2={others}"),
+    ) as process:
+        ready_line(process)
+        done = geraft("status", "--seeds", address)
+        assert address in done.stdout and others in done.stdout
+
+
+def test_a_second_node_on_the_same_data_is_refused(tmp_path: Path, geraft: Command) -> None:
+    first, second = free_addresses(2)
+    with serving("--id", "n1", "--bootstrap", f"n1={first}", "--data-dir", str(tmp_path)) as process:
+        ready_line(process)
+        done = geraft("serve", "--id", "n1", "--listen", second, "--data-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert_one_line(done.stderr)
+    assert str(tmp_path) in done.stderr
+
+
+def test_a_taken_port_is_refused(tmp_path: Path, geraft: Command) -> None:
+    (address,) = free_addresses(1)
+    with serving("--id", "n1", "--bootstrap", f"n1={address}", "--data-dir", str(tmp_path / "n1")) as process:
+        ready_line(process)
+        done = geraft("serve", "--id", "n2", "--bootstrap", f"n2={address}", "--data-dir", str(tmp_path / "n2"))
+    assert done.returncode == 1
+    assert_one_line(done.stderr)
+    assert address in done.stderr
+
+
+def test_it_stops_when_the_process_that_started_it_is_gone() -> None:
+    (address,) = free_addresses(1)
+    arguments = ["--id", "n1", "--bootstrap", f"n1={address}", "--storage", "memory"]
+    with serving(*arguments, "--until-stdin-closes") as process:
+        ready_line(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=30) == 0

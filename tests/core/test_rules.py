@@ -1,0 +1,544 @@
+"""The rules of safety, each by the run that breaks a core without it. tests/core/mutations.py breaks each to prove it.
+
+1  one loop owns the state                      6  reads are linearizable
+2  every message has a term                     9  pre-vote, check-quorum, silence while a leader lives
+3  append: check, truncate, never the committed 10 waiting calls always end
+4  commit by counting                           11 nothing from outside reaches an assert
+5  durable before told
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+from core_servers import (
+    acknowledge,
+    batch,
+    configuration,
+    configuration_batch,
+    from_peer,
+    log_of,
+    make_candidate,
+    make_leader,
+    make_raft,
+    only,
+    ours,
+    pass_time,
+    sent,
+    tell,
+    write,
+)
+
+from geraft.core.effects import (
+    Alarm,
+    Committed,
+    Persist,
+    ProposalAccepted,
+    ReadConfirmed,
+    ReadRefused,
+    Reason,
+    Role,
+    Send,
+    TransferEnded,
+    WaitersOutcomeUnknown,
+)
+from geraft.core.entries import INDEX_MAX, Ballot, EntryId
+from geraft.core.events import Event, Persisted, Propose, ReadRequested, Tick, TransferRequested
+from geraft.core.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    PeerMessage,
+    RequestVote,
+    RequestVoteReply,
+    TimeoutNow,
+)
+from geraft.core.raft import HANDLERS, IGNORED, Raft, Settings
+
+
+def following(*terms: int) -> Raft:
+    """In term 3, following 2."""
+    raft = make_raft(terms, Ballot(3))
+    tell(raft, from_peer(Heartbeat, term=3, commit_index=0, round=1))
+    return raft
+
+
+def vote_request(term: int = 3, last_entry: EntryId = EntryId(2, 9), sender: str = "2", **fields: bool) -> RequestVote:
+    return from_peer(RequestVote, sender, term=term, last_entry=last_entry, **fields)
+
+
+def replies_at_once_or_later(effects: list[object]) -> tuple[list[object], list[object]]:
+    """What leaves at once, and what waits for the disk."""
+    at_once = [effect.message for effect in effects if isinstance(effect, Send)]
+    later = [send.message for effect in effects if isinstance(effect, Persist) for send in effect.then]
+    return at_once, later
+
+
+# 1: one loop owns term, vote, role, log and commit --------------------------------------------------------------------
+
+
+def test_rule_01_every_event_has_one_place_in_every_role() -> None:
+    kinds = [*PeerMessage.__args__, *(kind for kind in Event.__args__ if kind not in PeerMessage.__args__)]
+    assert len(kinds) == 16
+    for role in Role:
+        for kind in kinds:
+            assert ((role, kind) in HANDLERS) != ((role, kind) in IGNORED), (role, kind)
+    assert len(HANDLERS) + len(IGNORED) == len(kinds) * len(Role)
+    assert all(reason for reason in IGNORED.values())
+
+
+def test_rule_01_equal_state_and_event_give_equal_effects() -> None:
+    def history() -> list[object]:
+        raft = make_leader([2, 2])
+        return [
+            *tell(raft, Propose(token=1, commands=(b"x",))),
+            *acknowledge(raft, 5),
+            *pass_time(raft, 3.0),
+            *tell(raft, vote_request(9)),
+        ]
+
+    assert history() == history()
+
+
+# 2: every request and reply carries sender, store and term ------------------------------------------------------------
+
+
+def test_rule_02_every_message_names_its_sender_its_store_and_its_term() -> None:
+    for kind in PeerMessage.__args__:
+        assert issubclass(kind, Message)
+        assert {"sender", "sender_store", "term"} <= {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("kind", [AppendEntries, Heartbeat, RequestVote])
+def test_rule_02_a_lower_term_is_refused_with_ours(kind: type[PeerMessage]) -> None:
+    """A deposed leader's append fits our log perfectly, and is refused all the same (FLAWS S2)."""
+    raft = make_raft([2], Ballot(5))
+    request = {
+        AppendEntries: from_peer(AppendEntries, term=4, prev=EntryId(2, 2), batches=(batch(4, 3),), commit_index=2),
+        Heartbeat: from_peer(Heartbeat, term=4, commit_index=2, round=1),
+        RequestVote: vote_request(4),
+    }[kind]
+    at_once, _ = replies_at_once_or_later(tell(raft, request))
+    assert [reply.term for reply in at_once] == [5]
+    assert (raft.log.last_entry, raft.commit_index, raft.leader_id) == (EntryId(2, 2), 0, "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        from_peer(AppendEntries, term=9, prev=EntryId(3, 2), batches=(), commit_index=0),
+        from_peer(AppendEntriesReply, term=9, match_index=0, rejected=EntryId(3, 2)),
+        from_peer(Heartbeat, term=9, commit_index=0, round=1),
+        from_peer(HeartbeatReply, term=9, round=0),
+        from_peer(RequestVoteReply, term=9, granted=False),
+        from_peer(RequestVoteReply, term=9, granted=False, pre_vote=True),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_rule_02_a_higher_term_is_adopted_and_a_leader_steps_down(message: PeerMessage) -> None:
+    """Also from a reply, or a follower with a later term would be stuck (FLAWS L2)."""
+    raft = make_leader()
+    effects = tell(raft, message)
+    assert (raft.role, raft.term, raft.voted_for) == (Role.FOLLOWER, 9, "")
+    assert WaitersOutcomeUnknown(term=3) in effects
+    assert [persist.ballot for persist in only(effects, Persist)] == [Ballot(9)]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [from_peer(AppendEntriesReply, term=2, match_index=3), from_peer(HeartbeatReply, term=2, round=2)],
+)
+def test_rule_02_an_answer_of_another_term_does_not_count(reply: PeerMessage) -> None:
+    """It tells of a log that a later leader may have changed (FLAWS S7)."""
+    raft = make_leader()
+    write(raft, tell(raft, Propose(token=1, commands=(b"x",))))
+    tell(raft, ReadRequested(token=2))
+    assert tell(raft, reply) == []
+    assert raft.progress["2"].match_index == 2
+
+
+def test_rule_02_a_replaced_store_is_not_listened_to() -> None:
+    """It forgot its votes and entries (FLAWS S14): its vote would be a second one in the same term."""
+    raft = make_candidate()
+    forgetful = RequestVoteReply(sender="2", sender_store="another", term=3, granted=True)
+    assert tell(raft, forgetful) == []
+    assert raft.role is Role.CANDIDATE
+
+
+# 3: appends -----------------------------------------------------------------------------------------------------------
+
+
+def test_rule_03_entries_that_do_not_follow_the_log_are_rejected() -> None:
+    raft = following(2, 2)
+    for prev in (EntryId(3, 3), EntryId(2, 9)):
+        tell(raft, from_peer(AppendEntries, term=3, prev=prev, batches=(batch(3, prev.index + 1),), commit_index=0))
+        assert raft.log.last_entry == EntryId(2, 3)
+
+
+def test_rule_03_a_conflict_drops_everything_after_it() -> None:
+    """A suffix left behind would be a log that never was anyone's (FLAWS S3)."""
+    raft = following(2, 2, 2, 2)
+    tell(raft, from_peer(AppendEntries, term=3, prev=EntryId(2, 2), batches=(batch(3, 3),), commit_index=0))
+    assert raft.log.last_entry == EntryId(3, 3)
+    assert raft.log.term_at(4) is None
+
+
+def test_rule_03_a_message_that_was_overtaken_drops_nothing() -> None:
+    raft = following(2, 3, 3)
+    tell(raft, from_peer(AppendEntries, term=3, prev=EntryId(1, 1), batches=(batch(2, 2),), commit_index=0))
+    assert raft.log.last_entry == EntryId(3, 4)
+
+
+def test_rule_03_a_configuration_that_is_dropped_is_rolled_back() -> None:
+    """Else the node counts a quorum that nobody agreed to (FLAWS S9)."""
+    log = log_of([2])
+    log.append(configuration_batch(2, 3, configuration("12345")))
+    raft = make_raft(log=log, ballot=Ballot(3))
+    tell(raft, from_peer(AppendEntries, term=3, prev=EntryId(2, 2), batches=(batch(3, 3),), commit_index=0))
+    assert raft.configuration == configuration("123")
+
+
+def test_rule_03_nothing_committed_is_dropped() -> None:
+    """Whatever a leader sends (FLAWS S19)."""
+    raft = following(2, 2)
+    tell(raft, from_peer(Heartbeat, term=3, commit_index=3, round=2))
+    conflict = from_peer(AppendEntries, term=3, prev=EntryId(1, 1), batches=(batch(3, 2),), commit_index=0)
+    effects = tell(raft, conflict)
+    assert len(only(effects, Alarm)) == 1
+    assert (raft.log.last_entry, raft.commit_index) == (EntryId(2, 3), 3)
+
+
+def test_rule_03_no_more_is_committed_than_the_message_verified() -> None:
+    """Ours after it may be the tail of a deposed leader (FLAWS S1)."""
+    raft = following(2, 2, 2)
+    tell(raft, from_peer(AppendEntries, term=3, prev=EntryId(2, 2), batches=(), commit_index=9))
+    assert raft.commit_index == 2
+
+
+def test_rule_03_a_heartbeat_tells_no_more_than_the_follower_acknowledged() -> None:
+    """It has no check of its own, so its commit index must need none (FLAWS S1)."""
+    raft = make_leader([2, 2], matched="2")
+    effects = pass_time(raft, 0.1)
+    assert raft.commit_index == 4
+    assert {beat.commit_index for beat in sent(effects, Heartbeat, "3")} == {0}
+
+
+# 4: commit by counting ------------------------------------------------------------------------------------------------
+
+
+def test_rule_04_an_entry_of_an_earlier_term_is_not_committed_by_counting() -> None:
+    """Figure 3.7: a server with a later term may still be elected, and replace it."""
+    raft = make_leader([2, 2], matched="")  # 1.1, 2.2, 2.3, and its own 3.4
+    for peer in "23":
+        acknowledge(raft, 3, peer)
+    assert raft.commit_index == 0
+    acknowledge(raft, 4, "2")
+    assert raft.commit_index == 4, "with an entry of our term, all before it is safe"
+
+
+def test_rule_04_we_count_ourselves_only_once_durable() -> None:
+    raft = make_leader(matched="2")
+    effects = tell(raft, Propose(token=1, commands=(b"x",)))
+    acknowledge(raft, 3, "2")
+    assert raft.commit_index == 2
+    write(raft, effects)
+    assert raft.commit_index == 3
+
+
+def test_rule_04_the_voters_of_the_latest_configuration_count() -> None:
+    raft = make_leader(log=log_of(first=configuration("123", learners="4")), matched="")
+    acknowledge(raft, 2, "4")
+    assert raft.commit_index == 0, "a learner is nobody's majority"
+    acknowledge(raft, 2, "3")
+    assert raft.commit_index == 2
+
+
+def test_rule_04_a_leader_outside_the_configuration_does_not_count_itself() -> None:
+    """Raft dissertation 4.2.2 (FLAWS S17)."""
+    log = log_of([])
+    log.append(configuration_batch(2, 2, configuration("23")))
+    raft = make_raft(log=log)
+    pass_time(raft, 3.0)
+    for pre_vote in (True, False):
+        for peer in "23":
+            write(raft, tell(raft, from_peer(RequestVoteReply, peer, term=3, granted=True, pre_vote=pre_vote)))
+    assert raft.role is Role.LEADER
+    acknowledge(raft, 3, "2")
+    assert raft.commit_index == 0
+    acknowledge(raft, 3, "3")
+    assert raft.commit_index == 3
+
+
+# 5: durable before told -----------------------------------------------------------------------------------------------
+
+
+def test_rule_05_a_vote_is_durable_before_it_is_given() -> None:
+    raft = make_raft([2])
+    at_once, later = replies_at_once_or_later(tell(raft, vote_request()))
+    assert at_once == []
+    assert later == [ours(RequestVoteReply, term=3, granted=True)]
+    at_once, later = replies_at_once_or_later(tell(raft, vote_request()))
+    assert at_once == [], "asked again while the disk is at it"
+    assert later == [ours(RequestVoteReply, term=3, granted=True)]
+
+
+def test_rule_05_a_term_is_durable_before_it_is_told() -> None:
+    raft = make_raft([2])
+    at_once, later = replies_at_once_or_later(tell(raft, from_peer(Heartbeat, term=7, commit_index=0, round=1)))
+    assert at_once == []
+    assert later == [ours(HeartbeatReply, term=7, round=1)]
+
+
+def test_rule_05_entries_are_durable_before_they_are_acknowledged() -> None:
+    raft = following(2)
+    request = from_peer(AppendEntries, term=3, prev=EntryId(2, 2), batches=(batch(3, 3),), commit_index=0)
+    for _ in range(2):  # the second time they are in memory already
+        at_once, later = replies_at_once_or_later(tell(raft, request))
+        assert at_once == []
+        assert later == [ours(AppendEntriesReply, term=3, match_index=3)]
+
+
+def test_rule_05_our_own_vote_counts_and_is_told_once_durable() -> None:
+    raft = make_raft([2])
+    raft.become_pre_candidate()
+    effects = tell(raft, from_peer(RequestVoteReply, term=3, granted=True, pre_vote=True))
+    at_once, later = replies_at_once_or_later(effects)
+    assert at_once == []
+    assert {type(message) for message in later} == {RequestVote}
+    tell(raft, from_peer(RequestVoteReply, term=3, granted=True))
+    assert raft.role is Role.CANDIDATE, "one vote, as ours is not written down"
+    write(raft, effects)
+    assert raft.role is Role.LEADER
+
+
+def test_rule_05_what_was_truncated_meanwhile_does_not_count_as_durable() -> None:
+    raft = following(2)
+    old = batch(3, 3, b"a", b"b")
+    request = from_peer(AppendEntries, term=3, prev=EntryId(2, 2), batches=(old,), commit_index=0)
+    persist = only(tell(raft, request), Persist)[0]
+    tell(raft, from_peer(AppendEntries, term=4, prev=EntryId(2, 2), batches=(batch(4, 3),), commit_index=0))
+    tell(raft, Persisted(sequence=persist.sequence, last_entry=old.last_entry, ballot=None))
+    assert raft.durable_index == 2
+
+
+# 6: reads -------------------------------------------------------------------------------------------------------------
+
+
+def test_rule_06_a_read_waits_for_an_entry_of_our_own_term() -> None:
+    """Before, a leader may not know what its predecessor committed (FLAWS S11)."""
+    raft = make_leader([2], matched="")
+    for peer in "23":
+        tell(raft, from_peer(HeartbeatReply, peer, term=3, round=raft.round))  # so it would hold a lease
+    for lease in (False, True):
+        assert only(tell(raft, ReadRequested(token=int(lease), lease=lease)), ReadConfirmed) == []
+    for peer in "23":
+        assert only(tell(raft, from_peer(HeartbeatReply, peer, term=3, round=raft.round)), ReadConfirmed) == []
+
+
+def test_rule_06_a_read_needs_a_round_that_started_after_it() -> None:
+    raft = make_leader()
+    earlier = raft.round
+    assert only(tell(raft, ReadRequested(token=1)), ReadConfirmed) == []
+    assert tell(raft, from_peer(HeartbeatReply, term=3, round=earlier)) == []
+    confirmed = tell(raft, from_peer(HeartbeatReply, term=3, round=earlier + 1))
+    assert confirmed == [ReadConfirmed(tokens=(1,), read_index=2)]
+
+
+def test_rule_06_a_read_that_came_during_a_round_needs_the_next_one() -> None:
+    raft = make_leader()
+    tell(raft, ReadRequested(token=1))
+    round = raft.round
+    tell(raft, ReadRequested(token=2))
+    effects = tell(raft, from_peer(HeartbeatReply, term=3, round=round))
+    assert only(effects, ReadConfirmed) == [ReadConfirmed(tokens=(1,), read_index=2)]
+
+
+def test_rule_06_a_lease_ends_before_any_follower_may_vote() -> None:
+    leader, follower = make_leader(now=100.0), make_raft(ballot=Ballot(3), now=100.0)
+    tell(follower, from_peer(Heartbeat, "3", term=3, commit_index=0, round=1))
+    tell(leader, from_peer(HeartbeatReply, term=3, round=leader.round))
+    while only(tell(leader, ReadRequested(token=1, lease=True)), ReadConfirmed):
+        for raft in (leader, follower):
+            tell(raft, Tick(now_seconds=raft.now + 0.01))
+        refused = sent(tell(follower, vote_request(4, EntryId(9, 9))), RequestVoteReply)
+        assert [reply.granted for reply in refused] == [False]
+    assert 100.85 < leader.now < 100.95, "a tenth of the election timeout before the promise ends"
+
+
+def test_rule_06_a_transfer_ends_the_lease() -> None:
+    raft = make_leader()
+    tell(raft, from_peer(HeartbeatReply, term=3, round=raft.round))
+    tell(raft, TransferRequested(token=1, target="2"))
+    assert only(tell(raft, ReadRequested(token=2, lease=True)), ReadConfirmed) == []
+
+
+def test_rule_06_step_down_refuses_reads_that_wait() -> None:
+    raft = make_leader()
+    tell(raft, ReadRequested(token=1))
+    effects = tell(raft, from_peer(HeartbeatReply, term=4, round=0))
+    assert ReadRefused(tokens=(1,), reason=Reason.STEPPED_DOWN) in effects
+
+
+# 9: elections disturb nobody ------------------------------------------------------------------------------------------
+
+
+def test_rule_09_a_campaign_starts_with_a_pre_vote_that_changes_nothing() -> None:
+    raft = make_raft([2])
+    effects = pass_time(raft, 10.0)
+    assert raft.term == 2
+    assert only(effects, Persist) == []
+    assert {message.pre_vote for message in sent(effects, RequestVote)} == {True}
+
+
+def test_rule_09_a_leader_without_its_quorum_steps_down() -> None:
+    raft = make_leader()
+    pass_time(raft, 1.1)
+    assert raft.role is Role.FOLLOWER
+
+
+@pytest.mark.parametrize("pre_vote", [False, True])
+def test_rule_09_a_leader_refuses_votes(pre_vote: bool) -> None:
+    """Else one follower with a cut in one direction could depose it for ever (FLAWS L4)."""
+    raft = make_leader()
+    effects = tell(raft, vote_request(9, EntryId(9, 9), pre_vote=pre_vote))
+    assert [reply.granted for reply in sent(effects, RequestVoteReply)] == [False]
+    assert (raft.role, raft.term) == (Role.LEADER, 3)
+
+
+@pytest.mark.parametrize("pre_vote", [False, True])
+def test_rule_09_who_hears_a_leader_refuses_votes(pre_vote: bool) -> None:
+    raft = following(2)
+    effects = tell(raft, vote_request(9, EntryId(9, 9), sender="3", pre_vote=pre_vote))
+    assert [reply.granted for reply in sent(effects, RequestVoteReply)] == [False]
+    assert raft.term == 3
+
+
+def test_rule_09_who_restarts_keeps_its_silence() -> None:
+    raft = Raft(
+        id="1", store_id="s1", ballot=Ballot(3), log=log_of([2]), settings=Settings(), rng=random.Random(1),
+        now_seconds=5.0,
+    )  # fmt: skip
+    assert [reply.granted for reply in sent(tell(raft, vote_request(4)), RequestVoteReply)] == [False]
+    tell(raft, Tick(now_seconds=6.0))
+    assert only(tell(raft, vote_request(4)), Persist)[0].ballot == Ballot(4, "2")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        from_peer(AppendEntries, term=3, prev=EntryId(2, 2), batches=(), commit_index=0),
+        from_peer(Heartbeat, term=3, commit_index=0, round=2),
+        vote_request(3),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_rule_09_appends_heartbeats_and_votes_given_put_a_campaign_off(message: PeerMessage) -> None:
+    """FLAWS L14."""
+    raft = make_raft([2], Ballot(3))
+    wait = raft.detector.suspect_after_seconds()
+    if not isinstance(message, RequestVote):
+        tell(raft, message)  # it is known as the leader already
+    pass_time(raft, wait - 0.1)
+    write(raft, tell(raft, message))
+    pass_time(raft, wait - 0.1)
+    assert raft.role is Role.FOLLOWER
+    pass_time(raft, 5.0)  # a real silence is noticed, though
+    assert raft.role is Role.PRE_CANDIDATE
+
+
+def test_rule_09_regular_heartbeats_do_not_make_the_detector_nervous() -> None:
+    """FLAWS L15: a floor on the deviation, and an allowed pause."""
+    raft = following(2)
+    for round in range(2, 200):
+        tell(raft, Tick(now_seconds=raft.now + 0.1))
+        tell(raft, from_peer(Heartbeat, term=3, commit_index=0, round=round))
+    pass_time(raft, 0.95)
+    assert raft.role is Role.FOLLOWER
+    assert raft.campaign_at_seconds is None
+
+
+# 10: waiting calls always end -----------------------------------------------------------------------------------------
+
+
+def test_rule_10_a_proposal_is_registered_before_anyone_can_see_it() -> None:
+    """FLAWS L21: the answer could otherwise be there before its caller."""
+    raft = make_leader()
+    effects = tell(raft, Propose(token=7, commands=(b"a", b"b")))
+    assert effects[0] == ProposalAccepted(token=7, term=3, first_index=3, count=2)
+    assert len(effects) > 1
+
+
+def test_rule_10_step_down_ends_all_that_waits() -> None:
+    raft = make_leader()
+    pass_time(raft, 0.5)
+    tell(raft, Propose(token=1, commands=(b"x",)))
+    tell(raft, TransferRequested(token=2, target="2"))
+    tell(raft, ReadRequested(token=3))
+    effects = pass_time(raft, 0.6)
+    assert only(effects, WaitersOutcomeUnknown) == [WaitersOutcomeUnknown(term=3)]
+    assert only(effects, TransferEnded) == [TransferEnded(token=2, reason=Reason.STEPPED_DOWN)]
+    assert only(effects, ReadRefused) == [ReadRefused(tokens=(3,), reason=Reason.STEPPED_DOWN)]
+
+
+def test_rule_10_commitment_is_told_once_and_without_gaps() -> None:
+    raft = make_leader()
+    told = 2
+    for token in range(5):
+        tell(raft, Propose(token=token, commands=(b"x",) * (token + 1)))
+        effects = acknowledge(raft, raft.log.last_entry.index, "2")
+        effects += acknowledge(raft, raft.log.last_entry.index, "3")
+        for committed in only(effects, Committed):
+            assert committed.first_index == told + 1
+            told = committed.last_index
+    assert told == raft.log.last_entry.index
+
+
+def test_rule_10_a_transfer_always_ends() -> None:
+    raft = make_leader()
+    tell(raft, TransferRequested(token=1, target="2"))
+    ended = []
+    for _ in range(12):
+        ended += only(pass_time(raft, 0.1), TransferEnded)
+        tell(raft, from_peer(HeartbeatReply, "3", term=3, round=raft.round))
+    assert ended == [TransferEnded(token=1, reason=Reason.TIMED_OUT)]
+
+
+# 11: nothing from outside reaches an assert; test_properties.py sends anything in any role ----------------------------
+
+
+def test_rule_11_the_highest_term_there_is_does_no_harm() -> None:
+    """FLAWS X3: the next one would not fit the store."""
+    raft = make_raft([2])
+    write(raft, tell(raft, vote_request(INDEX_MAX, EntryId(1, 1))))
+    effects = pass_time(raft, 10.0)
+    assert raft.term == INDEX_MAX
+    assert sent(effects, RequestVote) == []
+
+
+def test_rule_11_answers_about_what_was_never_sent_do_no_harm() -> None:
+    raft = make_leader()
+    absurd = EntryId(INDEX_MAX, INDEX_MAX)
+    for reply in (
+        from_peer(AppendEntriesReply, term=3, match_index=INDEX_MAX),
+        from_peer(AppendEntriesReply, term=3, match_index=0, rejected=absurd, hint=absurd),
+        from_peer(AppendEntriesReply, term=3, match_index=0, rejected=EntryId(0, 0), hint=EntryId(0, 0)),
+        from_peer(HeartbeatReply, term=3, round=INDEX_MAX),
+    ):
+        tell(raft, reply)
+    assert raft.progress["2"].match_index == 2
+    assert raft.role is Role.LEADER
+
+
+def test_rule_11_a_forged_second_leader_of_our_term_does_no_harm() -> None:
+    raft = make_leader([2])
+    for message in (
+        from_peer(AppendEntries, term=3, prev=EntryId(1, 1), batches=(batch(3, 2),), commit_index=9),
+        from_peer(Heartbeat, term=3, commit_index=INDEX_MAX, round=1),
+        from_peer(TimeoutNow, term=3),
+    ):
+        assert tell(raft, message) == []
+    assert (raft.role, raft.log.last_entry, raft.commit_index) == (Role.LEADER, EntryId(3, 3), 3)

@@ -1,0 +1,102 @@
+"""What the stories over real processes share: callers that write all the time, and whether all of it is there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from geraft.client import Client
+from geraft.errors import GeraftError, NothingHappened, OutcomeUnknown
+from geraft.kv import decode_pairs, list_pairs, put
+from geraft.pb import geraft_pb2 as pb
+from geraft.pb.geraft_pb2_grpc import RaftStub
+from geraft.testing.cluster import Cluster, wait_until
+
+
+class Writers:
+    """Threads that write, each key once, from entering to leaving. acknowledged: what was answered, value by key."""
+
+    def __init__(self, cluster: Cluster, prefix: str, callers: int = 4) -> None:
+        self.prefix = prefix
+        self.acknowledged: dict[str, bytes] = {}
+        self.unexpected: list[BaseException] = []
+        self._client: Client = cluster.client()
+        self._ending = threading.Event()
+        self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(callers)]
+
+    def _write(self, caller: int) -> None:
+        count = 0
+        while not self._ending.is_set():
+            count += 1
+            key, value = f"{self.prefix}/{caller}/{count}", b"%d" % count
+            try:
+                self._client.apply(put(key, value))
+            except (NothingHappened, OutcomeUnknown):
+                continue  # while there is no leader; what counts is what was acknowledged
+            except BaseException as error:
+                self.unexpected.append(error)
+                return
+            self.acknowledged[key] = value
+            time.sleep(0.002)  # leaves the two cores to those who serve
+
+    def wait_for_more(self, count: int = 50) -> None:
+        """Block until so many further writes are acknowledged."""
+        wanted = len(self.acknowledged) + count
+        wait_until(f"{count} more writes", lambda: len(self.acknowledged) >= wanted or self.unexpected, 60.0)
+        assert not self.unexpected
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(30)
+        self._client.close()
+
+
+def held(cluster: Cluster, node: str, prefix: str) -> dict[str, bytes]:
+    """What this very node has applied of the keys with the prefix."""
+    with cluster.client() as client:
+        reply = client.read(list_pairs(prefix), "stale", address=cluster.address(node), timeout_seconds=30)
+    return dict(decode_pairs(reply))
+
+
+def assert_nothing_lost(cluster: Cluster, writers: Writers) -> None:
+    """Every acknowledged write is on every node, and all nodes hold the same."""
+    cluster.wait_until_even()
+    assert writers.acknowledged
+    held_by = {node: held(cluster, node, writers.prefix) for node in cluster.members}
+    first = held_by.pop("n1")
+    missing = {key for key, value in writers.acknowledged.items() if first.get(key) != value}
+    assert not missing
+    for node, pairs in held_by.items():
+        assert pairs == first, f"{node} and n1 differ"
+
+
+def read_there(address: str, request: bytes, timeout_seconds: float) -> bytes:
+    """A linearizable read that the node at the address must answer by itself. Raises grpc.RpcError if it does not."""
+    with grpc.insecure_channel(address) as channel:
+        asked = pb.ApplyReq(message=request, timeout_ms=int(timeout_seconds * 1000), forwarded=True)
+        return bytes(RaftStub(channel).RequestApply(asked, timeout=timeout_seconds).message)
+
+
+def terms(cluster: Cluster) -> dict[str, int]:
+    """The term of each node that answers."""
+    return {node: status.term for node, status in cluster.statuses().items()}
+
+
+def refusals(cluster: Cluster, node: str) -> dict[str, str]:
+    """Why the node does not hear a peer, or the peer not it, by peer."""
+    try:
+        return {peer.id: peer.refusal for peer in cluster.status(node).peers if peer.refusal}
+    except GeraftError:
+        return {}

@@ -1,0 +1,122 @@
+"""What one node says does not arrive at another, though the other way round it does; then the network heals."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from cluster_stories import Writers, assert_nothing_lost, read_there, terms
+from tcp_proxy import TcpProxy
+
+from geraft.kv import decode_value, get, put
+from geraft.testing.cluster import Cluster, free_addresses, wait_until
+
+pytestmark = pytest.mark.slow  # real processes, started and ended for each story: minutes together
+
+NODES = ("n1", "n2", "n3")
+
+
+class Network:
+    """A cluster with a proxy before each node, all of which lose the same."""
+
+    def __init__(self, cluster: Cluster, proxies: list[TcpProxy]) -> None:
+        self.cluster = cluster
+        self._proxies = proxies
+
+    def lose(self, *links: tuple[str, str]) -> None:
+        """Of each (sender, receiver) nothing arrives from now on."""
+        for proxy in self._proxies:
+            proxy.lose(set(links))
+
+
+@pytest.fixture(scope="module")
+def running_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    listen = dict(zip(NODES, free_addresses(3), strict=True))
+    proxies: list[TcpProxy] = []
+
+    def pids() -> dict[str, int]:
+        return {node.id: node.pid for node in cluster.nodes.values() if node.running}
+
+    with contextlib.ExitStack() as ending:
+        for node in NODES:
+            proxies.append(TcpProxy(node, listen[node], pids))
+            ending.callback(proxies[-1].close)
+        members = {proxy.behind: proxy.address for proxy in proxies}
+        cluster = Cluster(tmp_path_factory.mktemp("network"), members=members, listen=listen)
+        yield Network(ending.enter_context(cluster), proxies)
+
+
+@pytest.fixture
+def network(running_network: Network) -> Iterator[Network]:
+    running_network.lose()
+    running_network.cluster.heal()
+    yield running_network
+    running_network.lose()
+
+
+@pytest.mark.parametrize(
+    "lost", ["what the leader says", pytest.param("what the follower says", marks=pytest.mark.slow)]
+)
+def test_a_follower_that_is_half_cut_off_disturbs_nobody_and_catches_up(network: Network, lost: str) -> None:
+    cluster = network.cluster
+    leader = cluster.leader()
+    follower = next(node for node in NODES if node != leader)
+    term = cluster.status(leader).term
+    network.lose((leader, follower) if lost == "what the leader says" else (follower, leader))
+    # Nothing is written yet, so its log is as good as any: the third node might well vote for it. Long enough for a
+    # follower that hears nothing to ask for it again and again.
+    wait_until("the silence lasted for three election timeouts", silence_of(cluster, leader, follower, 3.0))
+    assert (cluster.status(leader).role, cluster.status(leader).term) == ("leader", term)
+
+    with Writers(cluster, lost) as writers:
+
+        def left_behind() -> bool:
+            peer = next(peer for peer in cluster.status(leader).peers if peer.id == follower)
+            return peer.match_index < cluster.status(leader).commit_index - 50
+
+        wait_until("the follower lags in the leader's eyes", left_behind)
+        writers.wait_for_more()
+        network.lose()
+    assert_nothing_lost(cluster, writers)
+    assert cluster.leader() == leader
+    assert terms(cluster) == dict.fromkeys(NODES, term)
+
+
+def silence_of(cluster: Cluster, leader: str, follower: str, seconds: float) -> Callable[[], bool]:
+    def silent() -> bool:
+        heard = {
+            peer.id: peer.heard_seconds_ago
+            for node, other in ((leader, follower), (follower, leader))
+            for peer in cluster.status(node).peers
+            if peer.id == other
+        }
+        return any(ago is not None and ago > seconds for ago in heard.values())
+
+    return silent
+
+
+@pytest.mark.parametrize("lost", ["what it says", "what it hears"])
+def test_a_leader_that_is_half_cut_off_gives_way_and_reads_nothing_old(network: Network, lost: str) -> None:
+    cluster = network.cluster
+    leader = cluster.leader()
+    others = [node for node in NODES if node != leader]
+    with Writers(cluster, f"leader {lost}") as writers, cluster.client() as client:
+        client.apply(put("half", b"before"))
+        writers.wait_for_more()
+        links = [(leader, other) for other in others]
+        network.lose(*(links if lost == "what it says" else [(other, leader) for leader, other in links]))
+
+        # The cluster goes on without it, and while it is alone it answers no read with what it has.
+        successor = cluster.leader(other_than=leader)
+        client.apply(put("half", b"after"), timeout_seconds=30)
+        with contextlib.suppress(grpc.RpcError):
+            assert decode_value(read_there(cluster.address(leader), get("half"), 1.0)) == b"after"
+        wait_until("it stepped down", lambda: cluster.status(leader).role != "leader")
+        writers.wait_for_more()
+        assert successor in others
+
+        network.lose()
+        wait_until("it follows", lambda: cluster.status(leader).role == "follower" and cluster.status(leader).leader_id)
+    assert_nothing_lost(cluster, writers)

@@ -1,0 +1,92 @@
+"""kill -9 in the middle of writes, again and again: what was acknowledged is there, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from storage_batches import UNLIMITED, entries_of
+from storage_crash_writer import Step, plan
+
+from geraft.core.entries import ZERO, Ballot, EntryId
+from geraft.storage import SqliteStorage
+
+HERE = Path(__file__).parent
+CRASHES = 50
+
+
+class Model:
+    """What a store must hold after the first `steps` steps of a plan."""
+
+    def __init__(self, seed: int) -> None:
+        self.plan = plan(seed)
+        self.steps = 0
+        self.ballot = Ballot(0)
+        self.entries: list[tuple[EntryId, bytes]] = []
+
+    def advance(self) -> Step:
+        ballot, batches = next(self.plan)
+        self.steps += 1
+        self.ballot = self.ballot if ballot is None else ballot
+        for batch in batches:
+            self.entries[batch.first_index - 1 :] = entries_of([batch])
+        return ballot, batches
+
+
+@pytest.mark.slow
+def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_else(tmp_path: Path) -> None:
+    path, seed = tmp_path / "n1.db", 20_001
+    rng = random.Random(seed)
+    model = Model(seed)
+    unacknowledged_writes_found = 0
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "storage_crash_writer.py")],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for crash in range(CRASHES):
+            parent.stdin.write(f"{path} {seed} {model.steps}\n".encode())
+            writer = int(parent.stdout.readline())
+            acknowledged = 0
+            # Some die as soon as they have opened the store, some after a while, at any moment of a write.
+            wanted = rng.choice((0, 1, rng.randint(2, 60)))
+            while acknowledged < wanted:
+                assert parent.stdout.read(1) == b"."
+                acknowledged += 1
+            time.sleep(rng.random() * 0.003)
+            os.kill(writer, signal.SIGKILL)
+            acknowledged += len(parent.stdout.readline()) - 1
+            assert int(parent.stdout.readline()) == signal.SIGKILL, "it lived until it was killed"
+
+            for _ in range(acknowledged):
+                model.advance()
+            storage = SqliteStorage(path)
+            state = storage.open()
+            found = (state.ballot, state.last_entry, entries_of(storage.read(1, UNLIMITED, UNLIMITED)))
+            storage.close()
+            if found != expected(model):
+                # The write that was under way may be there too, whole.
+                unacknowledged_writes_found += 1
+                model.advance()
+                assert found == expected(model), f"crash {crash}, after {model.steps} steps"
+        parent.stdin.close()
+    assert model.steps > 5 * CRASHES
+    assert unacknowledged_writes_found < CRASHES
+    with sqlite3.connect(path) as tool:
+        assert tool.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    tool.close()
+
+
+def expected(model: Model) -> tuple[Ballot, EntryId, list[tuple[EntryId, bytes]]]:
+    return model.ballot, model.entries[-1][0] if model.entries else ZERO, model.entries

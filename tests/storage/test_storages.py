@@ -1,0 +1,20 @@
+"""Both stores keep the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from geraft.storage import MemoryStorage, RaftStorage, SqliteStorage
+from geraft.testing.storage_suite import StorageSuite
+
+
+class TestMemoryStorage(StorageSuite):
+    persistent = False
+
+    def make_storage(self, directory: Path) -> RaftStorage:
+        return MemoryStorage()
+
+
+class TestSqliteStorage(StorageSuite):
+    def make_storage(self, directory: Path) -> RaftStorage:
+        return SqliteStorage(directory / "n1.db")

@@ -1,0 +1,33 @@
+"""What Config refuses, and that it says which field and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from geraft import Config
+from geraft.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"read_threads": 0.5}, "read_threads must be a whole number"),
+        ({"append_bytes_max": 1.5}, "append_bytes_max must be a whole number"),
+        ({"heartbeat_interval_seconds": 0}, "heartbeat_interval_seconds must be above 0"),
+        ({"phi_threshold": float("inf")}, "phi_threshold must be a number"),
+        ({"read_threads": True}, "read_threads must be a number"),
+        ({"election_timeout_seconds": "1"}, "election_timeout_seconds must be a number"),
+        ({"heartbeat_interval_seconds": 0.5}, "at least four times"),
+        ({"clock_drift_max": 1.0}, "a fraction below 1"),
+        ({"command_bytes_max": 256 * 2**20}, "message_bytes_max must exceed"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Config(**settings)
+
+
+def test_times_may_be_whole_numbers_and_sizes_floats_without_a_fraction() -> None:
+    assert Config(election_timeout_seconds=2, append_bytes_max=1e6).append_bytes_max == 1e6
