@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 VERSIONS := 3.11 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-all lint types verify fix proto bench clean
+.PHONY: help demo test test-fast test-long test-all lint types verify fix proto bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,10 +15,13 @@ help: ## Show this list
 demo: $(VENV)/runtime ## Three nodes on real disks: kill the leader under load, lose nothing (about 20 s)
 	$(BIN)/geraft demo
 
-test: verify ## What CI runs: lint, types and every test
+test: verify ## What CI runs: lint, types and every test but the long ones
 
 test-fast: $(VENV)/dev ## The tests to run while working: without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not long"
+
+test-long: $(VENV)/dev ## The tests that take minutes each, which nothing else runs
+	$(BIN)/python -m pytest -q -m long --timeout 1800
 
 test-all: ## The tests on each of Python 3.11, 3.12 and 3.13 that this machine has
 	@for version in $(VERSIONS); do \
@@ -27,7 +30,7 @@ test-all: ## The tests on each of Python 3.11, 3.12 and 3.13 that this machine h
 		echo "== Python $$version: $$python"; \
 		[ -x $(VENV)-$$version/bin/pip ] || tools/make-venv "$$python" $(VENV)-$$version || exit 1; \
 		$(VENV)-$$version/bin/python -m pip --disable-pip-version-check --quiet install -e '.[test]' || exit 1; \
-		$(VENV)-$$version/bin/python -m pytest -q || exit 1; \
+		$(VENV)-$$version/bin/python -m pytest -q -m "not long" || exit 1; \
 	done
 
 lint: $(VENV)/dev ## Style and formatting; changes nothing
@@ -37,8 +40,8 @@ lint: $(VENV)/dev ## Style and formatting; changes nothing
 types: $(VENV)/dev ## mypy --strict
 	$(BIN)/mypy
 
-verify: lint types ## lint, types and every test; changes nothing
-	$(BIN)/python -m pytest -q
+verify: lint types ## lint, types and every test but the long ones; changes nothing
+	$(BIN)/python -m pytest -q -m "not long"
 
 fix: $(VENV)/dev ## Rewrite the sources: what ruff can repair, and formatting
 	$(BIN)/ruff check --fix .
