@@ -137,3 +137,7 @@ class StorageFailed(StorageError):
 
 class LogGap(StorageError):
     """An append would leave a gap in the log."""
+
+
+class CompactionRefused(StorageError):
+    """No snapshot reaches as far as the log was to be cut: its entries would be lost."""

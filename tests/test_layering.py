@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CORE_TYPES = {"core.entries", "core.membership", "core.messages"}
+CORE_TYPES = {"core.entries", "core.membership", "core.messages", "core.snapshots"}
 PLAIN = {"errors", "config", "records", "pb"}
 
 # Which parts of geraft each part may import; the longest name that fits a module counts. "*" is everything, "" are the

@@ -4,6 +4,7 @@ Nothing here knows gevent, gRPC, a disk, a clock or global chance: time arrives 
 
     entries       EntryId, EntryKind, EntryBatch: what the log is made of
     membership    Member, Configuration: who votes
+    snapshots     Snapshot: the record of the app's state at one entry
     messages      what servers tell each other
     events        what can happen to a server
     effects       what the runtime must do about it

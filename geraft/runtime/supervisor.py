@@ -247,7 +247,12 @@ class Supervisor:
             id=self.id,
             store_id=state.identity.store_id,
             ballot=state.ballot,
-            log=Log(last_entry=state.last_entry, terms=state.terms, configurations=state.configurations),
+            log=Log(
+                base=state.base,
+                last_entry=state.last_entry,
+                terms=state.terms,
+                configurations=state.configurations,
+            ),
             settings=core_settings(self._config),
             rng=random.Random(),
             now_seconds=monotonic(),

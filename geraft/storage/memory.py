@@ -6,10 +6,21 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from geraft.core.entries import Ballot, EntryBatch
+from geraft.core.entries import ZERO, Ballot, EntryBatch, EntryId
+from geraft.core.snapshots import Snapshot
 from geraft.errors import BootstrapRefused, StorageFailed, StorageLocked
 from geraft.storage.base import Identity, RaftStorage, StoredState
-from geraft.storage.splice import EMPTY, after_write, check_no_gap, settle
+from geraft.storage.splice import (
+    EMPTY,
+    after_compact,
+    after_forget,
+    after_record,
+    after_reset,
+    after_write,
+    check_compaction,
+    check_no_gap,
+    settle,
+)
 
 
 class MemoryStorage(RaftStorage):
@@ -20,7 +31,7 @@ class MemoryStorage(RaftStorage):
 
     def __init__(self) -> None:
         self._state = EMPTY
-        # Readers hold on to the list that they found: it only grows, and a truncation puts another in its place.
+        # Readers hold on to the list that they found: it only grows, and a cut puts another in its place.
         self._batches: list[EntryBatch] = []
         self._opened = False
 
@@ -32,7 +43,7 @@ class MemoryStorage(RaftStorage):
 
     def initialise(self, identity: Identity, batches: Sequence[EntryBatch]) -> None:
         self._check_open()
-        if self._state.identity is not None or self._batches:
+        if self._state.identity is not None or self._state.last_entry != ZERO:
             raise BootstrapRefused(f"this MemoryStorage already holds the state of {self._state.identity}")
         self._write(identity, None, batches)
 
@@ -58,6 +69,34 @@ class MemoryStorage(RaftStorage):
             selected.append(part)
             at += 1
         return selected
+
+    def record_snapshot(self, snapshot: Snapshot) -> None:
+        self._check_open()
+        self._state = after_record(self._state, snapshot)
+
+    def forget_snapshot(self, index: int) -> None:
+        self._check_open()
+        self._state = after_forget(self._state, index)
+
+    def compact(self, index: int, bytes_max: int) -> EntryId:
+        self._check_open()
+        check_compaction(self._state, index)
+        count, bytes_taken = 0, 0
+        for batch in self._batches:
+            bytes_taken += batch.size_bytes
+            if batch.last_index > index or (count and bytes_taken > bytes_max):
+                break
+            count += 1
+        if count:
+            base = self._batches[count - 1].last_entry
+            self._batches = self._batches[count:]
+            self._state = after_compact(self._state, base)
+        return self._state.base
+
+    def reset(self, snapshot: Snapshot) -> None:
+        self._check_open()
+        self._batches = []
+        self._state = after_reset(self._state, snapshot)
 
     def close(self) -> None:
         self._opened = False

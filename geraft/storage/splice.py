@@ -1,4 +1,4 @@
-"""What a write does to a log, told without saying where the log is kept; every store follows it.
+"""What a write or a compaction does to a log, told without saying where the log is kept; every store follows it.
 
 A write may drop a tail and put another in its place: one batch after the other, each dropping what is stored at or
 after its first index (Raft dissertation 3.5).
@@ -7,11 +7,13 @@ after its first index (Raft dissertation 3.5).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from geraft.core.entries import ZERO, Ballot, EntryBatch
+from geraft.core.entries import ZERO, Ballot, EntryBatch, EntryId
 from geraft.core.membership import Configuration
-from geraft.errors import LogGap
+from geraft.core.snapshots import Snapshot
+from geraft.errors import CompactionRefused, LogGap
 from geraft.storage.base import Identity, StoredState, TermStart
 
 EMPTY = StoredState(identity=None, ballot=Ballot(0), first_index=1, last_entry=ZERO, terms=(), configurations=())
@@ -70,6 +72,8 @@ def after_write(
         last_entry=last_entry,
         terms=terms,
         configurations=configurations,
+        base=state.base,
+        snapshots=state.snapshots,
     )
 
 
@@ -80,4 +84,53 @@ def outline_before(
     return (
         tuple(start for start in terms if start.first_index < index),
         tuple(pair for pair in configurations if pair[0] < index),
+    )
+
+
+def after_record(state: StoredState, snapshot: Snapshot) -> StoredState:
+    """The state of a store once the snapshot stands in its catalogue."""
+    others = (other for other in state.snapshots if other.index != snapshot.index)
+    return replace(state, snapshots=tuple(sorted((*others, snapshot), key=lambda each: each.index)))
+
+
+def after_forget(state: StoredState, index: int) -> StoredState:
+    """The state of a store once no snapshot of that index stands in its catalogue."""
+    return replace(state, snapshots=tuple(other for other in state.snapshots if other.index != index))
+
+
+def check_compaction(state: StoredState, index: int, *, path: str = "") -> None:
+    """Raises CompactionRefused if entries up to index could not be made good from a snapshot."""
+    reached = state.snapshots[-1].index if state.snapshots else 0
+    if index > reached:
+        where = path or "the log"
+        raise CompactionRefused(
+            f"{where} must keep its entries after {reached}: its newest snapshot reaches no further, so they can't be"
+            f" dropped up to {index}. Record a snapshot first",
+            path=path,
+        )
+
+
+def after_compact(state: StoredState, base: EntryId) -> StoredState:
+    """The state of a store once the entries up to base, which is one of them, are dropped."""
+    if base == state.base:
+        return state
+    first_index = base.index + 1
+    terms = tuple(start for start in state.terms if start.first_index > first_index)
+    if state.last_entry.index > base.index:
+        covering = [start for start in state.terms if start.first_index <= first_index]
+        terms = (TermStart(first_index, covering[-1].term), *terms)
+    dropped = [pair for pair in state.configurations if pair[0] <= base.index]
+    configurations = (*dropped[-1:], *state.configurations[len(dropped) :])
+    return replace(state, first_index=first_index, base=base, terms=terms, configurations=configurations)
+
+
+def after_reset(state: StoredState, snapshot: Snapshot) -> StoredState:
+    """The state of a store once its log has given way to the snapshot."""
+    return replace(
+        after_record(state, snapshot),
+        first_index=snapshot.index + 1,
+        base=snapshot.last_entry,
+        last_entry=snapshot.last_entry,
+        terms=(),
+        configurations=((snapshot.configuration_index, snapshot.configuration),),
     )

@@ -6,7 +6,9 @@ Three files belong together: PATH, and while it is open PATH-wal and PATH-shm. P
     ballot          current term and vote
     log             one row per batch of entries
     terms           where the term changes
-    configurations  the entries that changed the members
+    configurations  the entries that changed the members, and the one in force at the base
+    base            the entry directly before the oldest one that the log still holds, and how many snapshots there are
+    snapshots       the catalogue of snapshots, whose bytes the app keeps
     checkpoint      how far the log reached when its pages were last moved from the WAL into PATH
 
 Every row carries a checksum, so damage to the disk is refused and never served. SQLite checks its WAL itself, but takes
@@ -22,7 +24,7 @@ import os
 import sqlite3
 import struct
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn
 from urllib.parse import quote
 from zlib import crc32
@@ -31,6 +33,7 @@ from google.protobuf.message import DecodeError
 
 from geraft.core.entries import ZERO, Ballot, EntryBatch, EntryId
 from geraft.core.membership import Configuration
+from geraft.core.snapshots import Snapshot
 from geraft.errors import (
     BootstrapRefused,
     ConfigError,
@@ -44,7 +47,16 @@ from geraft.errors import (
 from geraft.pb import geraft_pb2 as pb
 from geraft.records import BadRecord, decode_batch, decode_configuration, encode_batch, encode_configuration
 from geraft.storage.base import FORMAT_VERSION, Identity, RaftStorage, StoredState, TermStart
-from geraft.storage.splice import after_write, check_no_gap, settle
+from geraft.storage.splice import (
+    after_compact,
+    after_forget,
+    after_record,
+    after_reset,
+    after_write,
+    check_compaction,
+    check_no_gap,
+    settle,
+)
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -87,6 +99,16 @@ DAMAGE_ERRORS: Final = {sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CO
 INSERT_BATCH: Final = (
     "INSERT INTO log (first_index, last_index, term, kind, checksum, entries) VALUES (?, ?, ?, ?, ?, ?)"
 )
+INSERT_CONFIGURATION: Final = "INSERT INTO configurations (entry_index, checksum, configuration) VALUES (?, ?, ?)"
+UPDATE_BASE: Final = "UPDATE base SET term = ?, entry_index = ?, snapshots = ?, checksum = ?"
+INSERT_SNAPSHOT: Final = (
+    "INSERT OR REPLACE INTO snapshots (snapshot_index, term, size_bytes, bytes_checksum, configuration_index,"
+    " configuration, sessions, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+SELECT_SNAPSHOTS: Final = (
+    "SELECT snapshot_index, term, size_bytes, bytes_checksum, configuration_index, configuration, sessions, checksum"
+    " FROM snapshots ORDER BY snapshot_index"
+)
 SELECT_BATCHES: Final = "SELECT first_index, last_index, term, kind, checksum, entries FROM log "
 SELECT_RANGE: Final = (
     SELECT_BATCHES + "WHERE first_index >= ifnull((SELECT max(first_index) FROM log WHERE first_index <= ?), 0)"
@@ -119,7 +141,7 @@ class SqliteStorage(RaftStorage):
         self._idle_readers: list[sqlite3.Connection] = []  # shared by threads: append and pop are atomic
         self._state: StoredState | None = None
         self._failure: BaseException | None = None
-        self._truncations = 0  # odd while one is under way, so that readers can tell a cut log from a damaged one
+        self._cuts = 0  # odd while one is under way, so that readers can tell a cut log from a damaged one
         self._wal_bytes = 0
         self._checkpoint_index = 0
 
@@ -160,7 +182,7 @@ class SqliteStorage(RaftStorage):
             lock.close()
             raise
         self._lock, self._writer, self._pid, self._failure = lock, writer, os.getpid(), None
-        self._state, self._truncations, self._wal_bytes = state, 0, WAL_BYTES_MAX // 2
+        self._state, self._cuts, self._wal_bytes = state, 0, WAL_BYTES_MAX // 2
         _opened.add(self)
         return state
 
@@ -179,7 +201,7 @@ class SqliteStorage(RaftStorage):
 
     def read(self, first_index: int, last_index: int, bytes_max: int) -> list[EntryBatch]:
         self._check_process()
-        truncations, state = self._truncations, self._state
+        cuts, state = self._cuts, self._state
         if state is None:
             raise StorageFailed(f"{self.path} is not open", path=self.path)
         last_index = min(last_index, state.last_entry.index)
@@ -187,14 +209,61 @@ class SqliteStorage(RaftStorage):
             return []
         with self._errors(f"reading entries {first_index} to {last_index}"):
             selected, complete = self._select(first_index, last_index, bytes_max)
-        if not complete and not truncations % 2 and truncations == self._truncations:
-            # No truncation took them, so the file lost them.
+        if not complete and not cuts % 2 and cuts == self._cuts:
+            # No cut took them, so the file lost them.
             missing = selected[-1].last_index + 1 if selected else first_index
             raise StorageCorrupt(
                 f"{self.path}: entry {missing} is gone, though the log reaches to {last_index}. {RESTORE_ADVICE}",
                 path=self.path,
             )
         return selected
+
+    def record_snapshot(self, snapshot: Snapshot) -> None:
+        _, state = self._usable()
+        row, after = _snapshot_row(snapshot), after_record(state, snapshot)
+        wal_bytes = 3 * PAGE_BYTES + len(snapshot.sessions)
+        with self._transaction(after=after, cuts=False, wal_bytes=wal_bytes) as writer:
+            writer.execute(INSERT_SNAPSHOT, row)
+            writer.execute(UPDATE_BASE, _base_row(after))
+
+    def forget_snapshot(self, index: int) -> None:
+        _, state = self._usable()
+        after = after_forget(state, index)
+        if after.snapshots != state.snapshots:
+            with self._transaction(after=after, cuts=False, wal_bytes=3 * PAGE_BYTES) as writer:
+                writer.execute("DELETE FROM snapshots WHERE snapshot_index = ?", (index,))
+                writer.execute(UPDATE_BASE, _base_row(after))
+
+    def compact(self, index: int, bytes_max: int) -> EntryId:
+        writer, state = self._usable()
+        check_compaction(state, index, path=self.path)
+        base, bytes_taken = state.base, 0
+        with self._errors("looking for entries to drop"):
+            for last_index, term, size_bytes in writer.execute(
+                "SELECT last_index, term, length(entries) FROM log ORDER BY first_index"
+            ):
+                bytes_taken += size_bytes
+                if last_index > index or (base != state.base and bytes_taken > bytes_max):
+                    break
+                base = EntryId(term, last_index)
+        if base == state.base:
+            return base
+        after = after_compact(state, base)
+        with self._transaction(after=after, cuts=True, wal_bytes=8 * PAGE_BYTES + bytes_taken // 8) as writer:
+            writer.execute("DELETE FROM log WHERE first_index <= ?", (base.index,))
+            self._rewrite_outline(writer, after)
+        return base
+
+    def reset(self, snapshot: Snapshot) -> None:
+        _, state = self._usable()
+        after = after_reset(state, snapshot)
+        row = _snapshot_row(snapshot)
+        with self._transaction(after=after, cuts=True, wal_bytes=WAL_BYTES_MAX) as writer:
+            writer.execute("DELETE FROM log")
+            writer.execute(INSERT_SNAPSHOT, row)
+            self._rewrite_outline(writer, after)
+            if self._checkpoint_index > snapshot.index:
+                self._note_checkpoint(writer, snapshot.index)
 
     def close(self) -> None:
         writer, lock, state = self._writer, self._lock, self._state
@@ -228,7 +297,7 @@ class SqliteStorage(RaftStorage):
         # Most writes are one row and nothing else. One statement is a transaction by itself, for a quarter less CPU.
         alone = len(rows) == 1 and not truncates and identity is None and ballot is None and after.terms is state.terms
         alone = alone and after.configurations is state.configurations
-        self._truncations += truncates
+        self._cuts += truncates
         try:
             execute = writer.execute
             if not alone:
@@ -249,16 +318,42 @@ class SqliteStorage(RaftStorage):
             if not alone:
                 execute("COMMIT")
         except BaseException as error:
-            # Whether the disk holds the transaction is open until the file is read again; in memory nothing changed.
-            self._failure = self._storage_error("writing", error) if isinstance(error, sqlite3.Error) else error
-            with contextlib.suppress(sqlite3.Error):
-                writer.execute("ROLLBACK")
-            if self._failure is error:
-                raise
-            raise self._failure from error
+            self._raise_failed(writer, error)
         self._state = after
-        self._truncations += truncates
+        self._cuts += truncates
         self._wal_bytes += sum(len(row[-1]) for row in rows) + 2 * PAGE_BYTES
+        if self._wal_bytes >= WAL_BYTES_MAX:
+            self._checkpoint(writer, after.last_entry.index)
+
+    def _raise_failed(self, writer: sqlite3.Connection, error: BaseException) -> NoReturn:
+        """Give up a transaction, and all writing.
+
+        Whether the disk holds it is open until the file is read again; in memory nothing has changed.
+        """
+        self._failure = self._storage_error("writing", error) if isinstance(error, sqlite3.Error) else error
+        with contextlib.suppress(sqlite3.Error):
+            writer.execute("ROLLBACK")
+        if self._failure is error:
+            raise error
+        raise self._failure from error
+
+    @contextlib.contextmanager
+    def _transaction(self, *, after: StoredState, cuts: bool, wal_bytes: int) -> Iterator[sqlite3.Connection]:
+        """Run the body's statements in one durable step, after which the store holds `after`.
+
+        cuts: entries go. wal_bytes: roughly what the step adds to the WAL.
+        """
+        writer, _ = self._usable()
+        self._cuts += cuts
+        try:
+            writer.execute("BEGIN IMMEDIATE")
+            yield writer
+            writer.execute("COMMIT")
+        except BaseException as error:
+            self._raise_failed(writer, error)
+        self._state = after
+        self._cuts += cuts
+        self._wal_bytes += wal_bytes
         if self._wal_bytes >= WAL_BYTES_MAX:
             self._checkpoint(writer, after.last_entry.index)
 
@@ -287,9 +382,15 @@ class SqliteStorage(RaftStorage):
         if after.configurations is not before.configurations:
             for index, configuration in after.configurations:
                 if index >= start:
-                    encoded = encode_configuration(configuration).SerializeToString()
-                    row = (index, crc32(encoded), encoded)
-                    writer.execute("INSERT INTO configurations VALUES (?, ?, ?)", row)
+                    writer.execute(INSERT_CONFIGURATION, _configuration_row(index, configuration))
+
+    def _rewrite_outline(self, writer: sqlite3.Connection, after: StoredState) -> None:
+        """Write base, terms and configurations anew: there are few of them, and none was changed but the oldest."""
+        writer.execute(UPDATE_BASE, _base_row(after))
+        writer.execute("DELETE FROM terms")
+        writer.executemany("INSERT INTO terms VALUES (?, ?, ?)", [(*each, _checksum(*each)) for each in after.terms])
+        writer.execute("DELETE FROM configurations")
+        writer.executemany(INSERT_CONFIGURATION, [_configuration_row(*pair) for pair in after.configurations])
 
     def _checkpoint(self, writer: sqlite3.Connection, last_index: int) -> None:
         """Move what the WAL holds into the file, so that the WAL starts over. Waits for no reader and no SQL tool.
@@ -399,8 +500,13 @@ class SqliteStorage(RaftStorage):
         ((checkpoint_index,),) = self._checked(reader, "checkpoint", "last_index", rows=1)
         terms = tuple(TermStart(*row) for row in self._checked(reader, "terms", "first_index, term"))
         configurations = tuple(self._configurations(reader))
+        ((*base_id, snapshot_count),) = self._checked(reader, "base", "term, entry_index, snapshots", rows=1)
+        base = EntryId(*base_id)
+        snapshots = tuple(self._snapshots(reader))
+        if len(snapshots) != snapshot_count:
+            self._raise_corrupt(f"its catalogue has {len(snapshots)} snapshots instead of {snapshot_count}")
 
-        first_index, last_entry = 1, ZERO
+        first_index, last_entry = base.index + 1, base
         ends = [
             self._batch_of(row)
             for order in ("ASC", "DESC")
@@ -411,15 +517,18 @@ class SqliteStorage(RaftStorage):
         starts = [start.first_index for start in terms]
         if (
             last_entry.index < checkpoint_index
+            or first_index != base.index + 1
             or bool(ends) != bool(terms)
             or starts != sorted(set(starts))
             or (ends and (starts[0] != first_index or starts[-1] > last_entry.index))
             or (ends and (terms[0].term != ends[0].term or terms[-1].term != last_entry.term))
-            or any(not first_index <= index <= last_entry.index for index, _ in configurations)
+            or any(index > last_entry.index for index, _ in configurations)
+            or any(index < first_index for index, _ in configurations[bool(base.index) :])
         ):
             self._raise_corrupt(
                 f"it holds entries {first_index} to {last_entry.index}, the last of term {last_entry.term}; its other"
-                f" tables tell of another log (checkpoint {checkpoint_index}, terms from {starts[:1]} to {starts[-1:]})"
+                f" tables tell of another log (base {base.index}, checkpoint {checkpoint_index}, terms from"
+                f" {starts[:1]} to {starts[-1:]})"
             )
         self._checkpoint_index = checkpoint_index
         return StoredState(
@@ -429,6 +538,8 @@ class SqliteStorage(RaftStorage):
             last_entry=EntryId(*last_entry),
             terms=terms,
             configurations=configurations,
+            base=base,
+            snapshots=snapshots,
         )
 
     def _checked(
@@ -449,10 +560,31 @@ class SqliteStorage(RaftStorage):
         ):
             if not isinstance(encoded, bytes) or crc32(encoded) != checksum:
                 self._raise_corrupt(f"the checksum of the configuration at {index} is wrong")
-            try:
-                yield index, decode_configuration(pb.Configuration.FromString(encoded))
-            except (BadRecord, DecodeError) as error:
-                self._raise_corrupt(f"the configuration at {index} can't be read: {error}")
+            yield index, self._decoded_configuration(index, encoded)
+
+    def _decoded_configuration(self, index: int, encoded: bytes) -> Configuration:
+        try:
+            return decode_configuration(pb.Configuration.FromString(encoded))
+        except (BadRecord, DecodeError) as error:
+            self._raise_corrupt(f"the configuration at {index} can't be read: {error}")
+
+    def _snapshots(self, reader: sqlite3.Connection) -> Iterable[Snapshot]:
+        for *values, configuration, sessions, checksum in reader.execute(SELECT_SNAPSHOTS):
+            index, term, size_bytes, bytes_checksum, configuration_index = values
+            if (
+                not isinstance(configuration, bytes)
+                or not isinstance(sessions, bytes)
+                or _snapshot_checksum(values, configuration, sessions) != checksum
+            ):
+                self._raise_corrupt(f"the checksum of the record of snapshot {index} is wrong")
+            yield Snapshot(
+                last_entry=EntryId(term, index),
+                configuration=self._decoded_configuration(configuration_index, configuration),
+                configuration_index=configuration_index,
+                size_bytes=size_bytes,
+                checksum=bytes_checksum,
+                sessions=sessions,
+            )
 
     def _check_wal(self, reader: sqlite3.Connection) -> None:
         """Raises StorageCorrupt if SQLite dropped transactions from the WAL that were complete.
@@ -524,6 +656,33 @@ def _row_of(batch: EntryBatch) -> tuple[int, int, int, int, int, bytes]:
     return batch.first_index, batch.last_index, batch.term, int(batch.kind), crc32(entries), entries
 
 
+def _configuration_row(index: int, configuration: Configuration) -> tuple[int, int, bytes]:
+    encoded = encode_configuration(configuration).SerializeToString()
+    return index, crc32(encoded), encoded
+
+
+def _base_row(state: StoredState) -> tuple[int, int, int, int]:
+    values = (*state.base, len(state.snapshots))
+    return *values, _checksum(*values)
+
+
+def _snapshot_row(snapshot: Snapshot) -> tuple[int | bytes, ...]:
+    values = (
+        snapshot.index,
+        snapshot.last_entry.term,
+        snapshot.size_bytes,
+        snapshot.checksum,
+        snapshot.configuration_index,
+    )
+    configuration = encode_configuration(snapshot.configuration).SerializeToString()
+    sessions = snapshot.sessions
+    return *values, configuration, sessions, _snapshot_checksum(values, configuration, sessions)
+
+
+def _snapshot_checksum(values: Iterable[int], configuration: bytes, sessions: bytes) -> int:
+    return crc32(sessions, crc32(configuration, _checksum(*values, len(configuration))))
+
+
 def _checksum(*values: object) -> int:
     return crc32("\0".join(map(str, values)).encode("utf-8", "surrogatepass"))
 
@@ -565,6 +724,33 @@ def _create_format_1(database: Database) -> None:
         {"entry_index": int, "checksum": int, "configuration": bytes},
         pk="entry_index",
         not_null={"checksum", "configuration"},
+    )
+    database.table("base").create(
+        {"id": int, "term": int, "entry_index": int, "snapshots": int, "checksum": int},
+        pk="id",
+        not_null={"term", "entry_index", "snapshots", "checksum"},
+    ).insert({"id": 1, "term": 0, "entry_index": 0, "snapshots": 0, "checksum": _checksum(0, 0, 0)})
+    database.table("snapshots").create(
+        {
+            "snapshot_index": int,
+            "term": int,
+            "size_bytes": int,
+            "bytes_checksum": int,
+            "configuration_index": int,
+            "configuration": bytes,
+            "sessions": bytes,
+            "checksum": int,
+        },
+        pk="snapshot_index",
+        not_null={
+            "term",
+            "size_bytes",
+            "bytes_checksum",
+            "configuration_index",
+            "configuration",
+            "sessions",
+            "checksum",
+        },
     )
 
 

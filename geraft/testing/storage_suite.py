@@ -24,7 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from geraft.core.entries import ZERO, Ballot, EntryBatch, EntryId, EntryKind
 from geraft.core.membership import Configuration, Member, initial_configuration
-from geraft.errors import BootstrapRefused, LogGap, StorageFailed, StorageLocked
+from geraft.core.snapshots import Snapshot
+from geraft.errors import BootstrapRefused, CompactionRefused, LogGap, StorageFailed, StorageLocked
 from geraft.storage.base import Identity, RaftStorage, StoredState, TermStart
 
 UNLIMITED = 2**62
@@ -57,6 +58,18 @@ def membership(term: int, index: int, configuration: Configuration = MEMBERS) ->
         kind=EntryKind.CONFIGURATION,
         commands=(b"",),
         configuration=configuration,
+    )
+
+
+def snapshot_of(term: int, index: int, configuration: Configuration = MEMBERS, sessions: bytes = b"") -> Snapshot:
+    """The record of a snapshot whose numbers all differ."""
+    return Snapshot(
+        last_entry=EntryId(term, index),
+        configuration=configuration,
+        configuration_index=max(index - 1, 0),
+        size_bytes=2**40 + index,
+        checksum=2**32 - 1 - index,
+        sessions=sessions,
     )
 
 
@@ -166,6 +179,14 @@ class StorageSuite:
             storage.initialise(IDENTITY, [])
         with pytest.raises(StorageFailed):
             storage.read(1, 1, UNLIMITED)
+        with pytest.raises(StorageFailed):
+            storage.record_snapshot(snapshot_of(1, 1))
+        with pytest.raises(StorageFailed):
+            storage.forget_snapshot(1)
+        with pytest.raises(StorageFailed):
+            storage.compact(0, UNLIMITED)
+        with pytest.raises(StorageFailed):
+            storage.reset(snapshot_of(1, 1))
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -325,6 +346,174 @@ class StorageSuite:
         assert min(reads) >= 20
         assert [index for _, index in entry_ids(storage.read(1, last_index, UNLIMITED))] == [*range(1, last_index + 1)]
 
+    # Snapshots and compaction ----------------------------------------------------------------------------------------
+
+    def test_the_catalogue_is_kept_in_order_of_index(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.write(Ballot(2), [membership(1, 1), commands(1, 2, 30)])
+        storage.record_snapshot(snapshot_of(1, 20, sessions=b"\0sessions\xff" * 1000))
+        storage.record_snapshot(snapshot_of(1, 10))
+        replacing = snapshot_of(1, 10, sessions=b"another")
+        storage.record_snapshot(replacing)
+        storage, state = self.reopen(storage, tmp_path)
+        assert state.snapshots == (replacing, snapshot_of(1, 20, sessions=b"\0sessions\xff" * 1000))
+        assert (state.base, state.last_entry, state.ballot) == (ZERO, EntryId(1, 30), Ballot(2))  # the log stays
+        storage.forget_snapshot(20)
+        storage.forget_snapshot(20)
+        storage.forget_snapshot(7)
+        storage, state = self.reopen(storage, tmp_path)
+        assert state.snapshots == (replacing,)
+        storage.close()
+
+    def test_a_log_is_cut_at_the_end_of_whole_batches(self, storage: RaftStorage, tmp_path: Path) -> None:
+        other = Configuration(voters=MEMBERS.voters[:1])
+        written = [membership(1, 1), commands(1, 2, 5), membership(2, 6, other), commands(2, 7, 9), commands(3, 10, 20)]
+        storage.initialise(IDENTITY, [])
+        storage.write(Ballot(3, "n1"), written)
+        storage.record_snapshot(snapshot_of(3, 15, other))
+        for index, base in ((4, (1, 1)), (4, (1, 1)), (5, (1, 5)), (3, (1, 5)), (8, (2, 6)), (15, (2, 9))):
+            assert storage.compact(index, UNLIMITED) == base
+            kept = [entry for entry in entries_of(written) if entry[0] > base[1]]
+            assert entries_of(storage.read(base[1] + 1, 99, UNLIMITED)) == kept
+            assert storage.read(base[1], 99, UNLIMITED) == []
+            storage, state = self.reopen(storage, tmp_path)
+            starts = {1: (1, 1), 6: (6, 2), 10: (10, 3)}
+            covering = max(first for first in starts if first <= base[1] + 1)
+            assert state == StoredState(
+                identity=IDENTITY,
+                ballot=Ballot(3, "n1"),
+                base=EntryId(*base),
+                first_index=base[1] + 1,
+                last_entry=EntryId(3, 20),
+                terms=(
+                    TermStart(base[1] + 1, starts[covering][1]),
+                    *(TermStart(*start) for first, start in starts.items() if first > base[1] + 1),
+                ),
+                configurations=((1, MEMBERS), (6, other)) if base[1] < 6 else ((6, other),),
+                snapshots=(snapshot_of(3, 15, other),),
+            )
+        storage.close()
+
+    def test_a_whole_log_may_go(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.write(None, [membership(1, 1), commands(4, 2, 9)])
+        storage.record_snapshot(snapshot_of(4, 9))
+        assert storage.compact(9, UNLIMITED) == EntryId(4, 9)
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.base, state.first_index, state.last_entry) == (EntryId(4, 9), 10, EntryId(4, 9))
+        assert (state.terms, state.configurations) == ((), ((1, MEMBERS),))
+        storage.write(None, [commands(4, 10, 12), commands(5, 13, 13)])
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.base, state.terms) == (EntryId(4, 9), (TermStart(10, 4), TermStart(13, 5)))
+        assert entry_ids(storage.read(10, 99, UNLIMITED)) == [(4, 10), (4, 11), (4, 12), (5, 13)]
+        storage.close()
+
+    def test_a_log_is_never_cut_further_than_a_snapshot_reaches(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.write(None, [commands(1, index, index) for index in range(1, 21)])
+        with pytest.raises(CompactionRefused):
+            storage.compact(1, UNLIMITED)
+        storage.record_snapshot(snapshot_of(1, 10))
+        with pytest.raises(CompactionRefused):
+            storage.compact(11, UNLIMITED)
+        assert entry_ids(storage.read(1, 1, UNLIMITED)) == [(1, 1)]
+        assert storage.compact(10, UNLIMITED) == EntryId(1, 10)
+        storage.record_snapshot(snapshot_of(1, 15))
+        storage.forget_snapshot(15)
+        with pytest.raises(CompactionRefused):
+            storage.compact(15, UNLIMITED)
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.base, state.last_entry) == (EntryId(1, 10), EntryId(1, 20))
+        storage.close()
+
+    def test_a_log_is_cut_in_bounded_steps(self, storage: RaftStorage) -> None:
+        storage.write(None, [commands(1, index, index, command_bytes=1000) for index in range(1, 41)])
+        storage.record_snapshot(snapshot_of(1, 40))
+        bases = [0]
+        while bases[-1] < 30:
+            bases.append(storage.compact(30, 5000).index)
+            assert 1 <= bases[-1] - bases[-2] <= 6
+        assert bases[-1] == 30
+        assert storage.compact(31, 1) == EntryId(1, 31), "one batch at least"
+
+    def test_nothing_is_written_over_what_was_cut_off(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.write(None, [commands(1, 1, 5), commands(2, 6, 9)])
+        storage.record_snapshot(snapshot_of(1, 5))
+        storage.compact(5, UNLIMITED)
+        for first_index in (1, 5, 11):
+            with pytest.raises(LogGap):
+                storage.write(None, [commands(3, first_index, first_index)])
+        storage.write(None, [commands(3, 6, 7)])
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.base, state.terms) == (EntryId(1, 5), (TermStart(6, 3),))
+        assert entry_ids(storage.read(6, 99, UNLIMITED)) == [(3, 6), (3, 7)]
+        storage.close()
+
+    @pytest.mark.parametrize("index", [4, 9, 100])
+    def test_a_log_gives_way_to_a_snapshot(self, storage: RaftStorage, tmp_path: Path, index: int) -> None:
+        other = Configuration(voters=MEMBERS.voters[:1])
+        storage.initialise(IDENTITY, [membership(1, 1)])
+        storage.write(Ballot(7, "n2"), [commands(2, 2, 6), commands(3, 7, 9)])
+        storage.record_snapshot(snapshot_of(1, 1))
+        arrived = snapshot_of(6, index, other, sessions=b"table")
+        storage.reset(arrived)
+        for _ in range(2):
+            assert storage.read(index, 2**62, UNLIMITED) == storage.read(1, 2**62, UNLIMITED) == []
+            storage, state = self.reopen(storage, tmp_path)
+            assert state == StoredState(
+                identity=IDENTITY,
+                ballot=Ballot(7, "n2"),
+                base=EntryId(6, index),
+                first_index=index + 1,
+                last_entry=EntryId(6, index),
+                terms=(),
+                configurations=((index - 1, other),),
+                snapshots=(snapshot_of(1, 1), arrived),
+            )
+        with pytest.raises(LogGap):
+            storage.write(None, [commands(7, index, index)])
+        storage.write(None, [commands(7, index + 1, index + 3)])
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.base, state.terms) == (EntryId(6, index), (TermStart(index + 1, 7),))
+        assert entry_ids(storage.read(index + 1, 2**62, UNLIMITED)) == [(7, index + 1), (7, index + 2), (7, index + 3)]
+        storage.close()
+
+    def test_a_new_store_may_begin_with_a_snapshot(self, storage: RaftStorage, tmp_path: Path) -> None:
+        storage.initialise(IDENTITY, [])
+        storage.reset(snapshot_of(3, 1000))
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.base, state.last_entry, state.identity) == (EntryId(3, 1000), EntryId(3, 1000), IDENTITY)
+        storage.close()
+
+    def test_threads_read_while_another_cuts_the_log_off_behind_them(self, storage: RaftStorage) -> None:
+        storage.write(None, [commands(1, index, index + 4) for index in range(1, 2001, 5)])
+        storage.record_snapshot(snapshot_of(1, 2000))
+        failures: list[BaseException] = []
+        cut = threading.Event()
+        reads = [0, 0]
+
+        def read(reader: int) -> None:
+            rng = random.Random(reader)
+            try:
+                while not cut.is_set():
+                    first_index = rng.randint(1, 2000)
+                    found = entries_of(storage.read(first_index, first_index + 50, 10_000))
+                    assert [index for index, *_ in found] == [*range(first_index, first_index + len(found))]
+                    assert found or first_index <= 1990, "entries 1991 to 2000 are never cut"
+                    reads[reader] += 1
+            except BaseException as failure:
+                failures.append(failure)
+
+        threads = [threading.Thread(target=read, args=(reader,)) for reader in range(len(reads))]
+        for thread in threads:
+            thread.start()
+        try:
+            while storage.compact(1990, 100) != EntryId(1, 1990):
+                pass
+        finally:
+            cut.set()
+            for thread in threads:
+                thread.join(60)
+        assert not failures
+        assert entry_ids(storage.read(1991, 2000, UNLIMITED)) == [EntryId(1, index) for index in range(1991, 2001)]
+
     # Everything at once ----------------------------------------------------------------------------------------------
 
     def test_any_sequence_of_calls_agrees_with_a_list_of_entries(self) -> None:
@@ -371,7 +560,14 @@ class StorageMachine(RuleBasedStateMachine):
         self.storage.open()
         self.identity: Identity | None = None
         self.ballot = Ballot(0)
-        self.entries: list[Entry] = []
+        self.base = ZERO
+        self.base_configurations: list[tuple[int, Configuration]] = []  # the one in force at base, if any
+        self.snapshots: dict[int, Snapshot] = {}
+        self.entries: list[Entry] = []  # those after base
+
+    @property
+    def last_entry(self) -> EntryId:
+        return EntryId(self.entries[-1][1], self.entries[-1][0]) if self.entries else self.base
 
     def teardown(self) -> None:
         self.storage.close()
@@ -389,9 +585,9 @@ class StorageMachine(RuleBasedStateMachine):
     def write_with_a_gap(self, parts: list[tuple[int, int, list[bytes] | EntryKind | Configuration]], gap: int) -> None:
         batches, entries = self._batches(parts)
         with pytest.raises(LogGap):
-            self.storage.write(Ballot(77, "nobody"), [*batches, noop(9, len(entries) + gap)])
+            self.storage.write(Ballot(77, "nobody"), [*batches, noop(9, self.base.index + len(entries) + gap)])
 
-    @precondition(lambda self: self.identity is None and not self.entries)
+    @precondition(lambda self: self.identity is None and self.last_entry == ZERO)
     @rule()
     def initialise(self) -> None:
         self.storage.initialise(IDENTITY, [membership(1, 1)])
@@ -399,32 +595,72 @@ class StorageMachine(RuleBasedStateMachine):
 
     @rule(back=st.integers(-2, 30), count=st.integers(0, 30), bytes_max=st.integers(0, 300))
     def read(self, back: int, count: int, bytes_max: int) -> None:
-        first_index = len(self.entries) - back
+        first_index = self.last_entry.index - back
         last_index = first_index + count
         found = entries_of(self.storage.read(first_index, last_index, bytes_max))
-        if not 1 <= first_index <= len(self.entries):
+        if not self.base.index < first_index <= self.last_entry.index:
             assert found == []
         else:
             assert found
-            assert found == self.entries[first_index - 1 : last_index][: len(found)]
+            start = first_index - self.base.index - 1
+            assert found == self.entries[start : start + count + 1][: len(found)]
+
+    @rule(back=st.integers(0, 20), sessions=st.binary(max_size=20))
+    def record(self, back: int, sessions: bytes) -> None:
+        index = max(1, self.last_entry.index - back)
+        self.snapshots[index] = snapshot_of(5, index, sessions=sessions)
+        self.storage.record_snapshot(self.snapshots[index])
+
+    @rule(back=st.integers(0, 20))
+    def forget(self, back: int) -> None:
+        index = max(1, self.last_entry.index - back)
+        self.snapshots.pop(index, None)
+        self.storage.forget_snapshot(index)
+
+    @rule(back=st.integers(0, 20), bytes_max=st.sampled_from([0, 100, UNLIMITED]))
+    def compact(self, back: int, bytes_max: int) -> None:
+        index = max(1, self.last_entry.index - back)
+        if index > max(self.snapshots, default=0):
+            with pytest.raises(CompactionRefused):
+                self.storage.compact(index, bytes_max)
+            return
+        base = self.storage.compact(index, bytes_max)
+        assert base == self.base or self.base.index < base.index <= index
+        count = base.index - self.base.index
+        dropped, self.entries = self.entries[:count], self.entries[count:]
+        if dropped:
+            assert base == EntryId(dropped[-1][1], dropped[-1][0])
+        changes = [(each, members) for each, *_, members in dropped if members is not None]
+        self.base, self.base_configurations = base, [*self.base_configurations, *changes][-1:]
+
+    @rule(away=st.integers(-10, 30))
+    def reset(self, away: int) -> None:
+        index = max(1, self.last_entry.index + away)
+        snapshot = self.snapshots[index] = snapshot_of(5, index)
+        self.storage.reset(snapshot)
+        self.entries, self.base = [], snapshot.last_entry
+        self.base_configurations = [(snapshot.configuration_index, snapshot.configuration)]
 
     @rule()
     def reopen(self) -> None:
         self.storage, state = self.suite.reopen(self.storage, self.directory)
         terms = [term for _, term, *_ in self.entries]
+        configurations = [(index, members) for index, *_, members in self.entries if members is not None]
         assert state == StoredState(
             identity=self.identity,
             ballot=self.ballot,
-            first_index=1,
-            last_entry=EntryId(terms[-1], len(terms)) if terms else ZERO,
+            base=self.base,
+            first_index=self.base.index + 1,
+            last_entry=self.last_entry,
             terms=tuple(
                 TermStart(index, term)
-                for index, (before, term) in enumerate(pairwise([None, *terms]), 1)
+                for index, (before, term) in enumerate(pairwise([None, *terms]), self.base.index + 1)
                 if term is not None and term != before
             ),
-            configurations=tuple((index, members) for index, *_, members in self.entries if members is not None),
+            configurations=(*self.base_configurations, *configurations),
+            snapshots=tuple(self.snapshots[index] for index in sorted(self.snapshots)),
         )
-        assert entries_of(self.storage.read(1, 2**62, UNLIMITED)) == self.entries
+        assert entries_of(self.storage.read(self.base.index + 1, 2**62, UNLIMITED)) == self.entries
 
     def _batches(
         self, parts: list[tuple[int, int, list[bytes] | EntryKind | Configuration]]
@@ -432,7 +668,7 @@ class StorageMachine(RuleBasedStateMachine):
         """The batches that the parts make, each starting somewhat before the end, and the entries after writing."""
         batches, entries = [], list(self.entries)
         for back, term, piece in parts:
-            first_index = max(1, len(entries) + 1 - back)
+            first_index = self.base.index + max(1, len(entries) + 1 - back)
             if isinstance(piece, list):
                 batch = EntryBatch(term=term, first_index=first_index, kind=EntryKind.COMMAND, commands=tuple(piece))
             elif isinstance(piece, Configuration):
@@ -440,8 +676,18 @@ class StorageMachine(RuleBasedStateMachine):
             else:
                 batch = noop(term, first_index)
             batches.append(batch)
-            entries = entries[: first_index - 1] + entries_of([batch])
+            entries = entries[: first_index - 1 - self.base.index] + entries_of([batch])
         return batches, entries
 
 
-__all__ = ["StorageMachine", "StorageSuite", "command_of", "commands", "entries_of", "entry_ids", "membership", "noop"]
+__all__ = [
+    "StorageMachine",
+    "StorageSuite",
+    "command_of",
+    "commands",
+    "entries_of",
+    "entry_ids",
+    "membership",
+    "noop",
+    "snapshot_of",
+]

@@ -43,7 +43,12 @@ def raft_from(
         id=id,
         store_id=store_id,
         ballot=state.ballot,
-        log=Log(last_entry=state.last_entry, terms=state.terms, configurations=state.configurations),
+        log=Log(
+            base=state.base,
+            last_entry=state.last_entry,
+            terms=state.terms,
+            configurations=state.configurations,
+        ),
         settings=settings,
         rng=rng,
         now_seconds=now_seconds,

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from geraft import Config, MakeSnapshot, MemoryStorage, RaftApp, RaftNode
-from geraft.core.entries import Ballot, EntryBatch, EntryKind
+from geraft.core.entries import Ballot, EntryBatch, EntryId, EntryKind
+from geraft.core.snapshots import Snapshot
 from geraft.storage.base import RaftStorage, StoredState
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -133,6 +134,18 @@ class TamedStorage(RaftStorage):
         if first_index < self.fail_reads_below:
             raise OSError("the device does not answer")
         return self.inner.read(first_index, last_index, bytes_max)
+
+    def record_snapshot(self, snapshot: Snapshot) -> None:
+        self.inner.record_snapshot(snapshot)
+
+    def forget_snapshot(self, index: int) -> None:
+        self.inner.forget_snapshot(index)
+
+    def compact(self, index: int, bytes_max: int) -> EntryId:
+        return self.inner.compact(index, bytes_max)
+
+    def reset(self, snapshot: Snapshot) -> None:
+        self.inner.reset(snapshot)
 
     def close(self) -> None:
         self.inner.close()

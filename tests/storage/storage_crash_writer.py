@@ -10,43 +10,82 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from storage_batches import commands
+from storage_batches import UNLIMITED, commands
 
-from geraft.core.entries import Ballot, EntryBatch
-from geraft.storage import SqliteStorage
+from geraft.core.entries import Ballot, EntryBatch, EntryId
+from geraft.core.membership import initial_configuration
+from geraft.core.snapshots import Snapshot
+from geraft.storage import RaftStorage, SqliteStorage
 from geraft.storage import sqlite as sqlite_store
 
-Step = tuple[Ballot | None, Sequence[EntryBatch]]
+Step = Callable[[RaftStorage], object]
+
+
+def write(ballot: Ballot | None, batches: Sequence[EntryBatch]) -> Step:
+    return lambda storage: storage.write(ballot, batches)
+
+
+def reset(snapshot: Snapshot) -> Step:
+    return lambda storage: storage.reset(snapshot)
+
+
+def record(snapshot: Snapshot) -> Step:
+    return lambda storage: storage.record_snapshot(snapshot)
+
+
+def compact(index: int) -> Step:
+    return lambda storage: storage.compact(index, UNLIMITED)
+
+
+def forget(index: int) -> Step:
+    return lambda storage: storage.forget_snapshot(index)
 
 
 def plan(seed: int) -> Iterator[Step]:
-    """An endless list of writes: small and large, with new terms that cut off a tail."""
+    """An endless list of steps: small and large writes, new terms that cut off a tail, snapshots, compaction."""
     rng = random.Random(seed)
-    last_index, term = 0, 1
+    last_index, term, base = 0, 1, 0
     while True:
         ballot = None
+        if last_index > base + 20 and rng.random() < 0.1:
+            snapshot = Snapshot(
+                last_entry=EntryId(term, last_index + rng.choice((0, -3, 50))),
+                configuration=initial_configuration({"n1": "127.0.0.1:1"}),
+                configuration_index=1,
+                size_bytes=last_index,
+                checksum=7,
+                sessions=rng.randbytes(rng.choice((0, 5000))),
+            )
+            if rng.random() < 0.3:
+                yield reset(snapshot)
+                base = last_index = snapshot.index
+            else:
+                base = min(snapshot.index, last_index)
+                yield record(snapshot)
+                yield compact(base)
+                yield forget(rng.randint(1, base))
         first_index = last_index + 1
         if rng.random() < 0.1:
             term += 1
             ballot = Ballot(term, rng.choice(("", "n1", "n2")))
-            first_index = rng.randint(max(1, last_index - 8), last_index + 1)
+            first_index = rng.randint(max(base + 1, last_index - 8), last_index + 1)
         batches = []
         for _ in range(rng.choice((0, 1, 1, 1, 2)) if ballot else rng.choice((1, 1, 2))):
             last_index = first_index + rng.choice((0, 0, 0, 3, 15))
             batches.append(commands(term, first_index, last_index, rng.choice((0, 100, 2000))))
             first_index = last_index + 1
-        yield ballot, batches
+        yield write(ballot, batches)
 
 
-def write(path: str, seed: int, steps: int) -> None:
+def run(path: str, seed: int, steps: int) -> None:
     sqlite_store.WAL_BYTES_MAX = 300_000  # so that some die while the WAL is moved into the file
     storage = SqliteStorage(path)
     storage.open()
-    for ballot, batches in islice(plan(seed), steps, None):
-        storage.write(ballot, batches)
+    for step in islice(plan(seed), steps, None):
+        step(storage)
         os.write(1, b".")
 
 
@@ -57,7 +96,7 @@ def main() -> None:
         if child == 0:
             try:
                 os.write(1, b"%d\n" % os.getpid())
-                write(path, int(seed), int(steps))
+                run(path, int(seed), int(steps))
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)

@@ -13,7 +13,7 @@ from geraft.core.entries import Ballot, EntryBatch, EntryId
 from geraft.errors import StorageCorrupt, StorageError, StorageForeign, StorageFormatTooNew
 from geraft.storage import Identity, SqliteStorage, StoredState
 from geraft.storage.sqlite import Synchronous
-from geraft.testing.storage_suite import Entry, commands, entries_of, membership, noop
+from geraft.testing.storage_suite import Entry, commands, entries_of, membership, noop, snapshot_of
 
 PAGE = 4096
 UNLIMITED = 2**62
@@ -35,6 +35,9 @@ def fill(storage: SqliteStorage, rng: random.Random) -> None:
         batches.append(commands(term, next_index, next_index + length - 1, rng.choice((50, 100, 200, 3000))))
         next_index += length
         storage.write(Ballot(term, "n2") if step % 30 == 29 else None, batches)
+        if step % 100 == 50:
+            storage.record_snapshot(snapshot_of(term, next_index - 1, sessions=rng.randbytes(300)))
+            storage.compact(max(next_index - 400, 20), UNLIMITED)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def content_of(directory: Path, synchronous: Synchronous = "OFF") -> Content:
     storage = SqliteStorage(directory / "n1.db", synchronous=synchronous)
     state = storage.open()
     try:
-        return state, entries_of(storage.read(1, UNLIMITED, UNLIMITED))
+        return state, entries_of(storage.read(state.first_index, UNLIMITED, UNLIMITED))
     finally:
         storage.close()
 
@@ -142,7 +145,9 @@ def test_a_log_page_that_lost_its_last_rows_is_refused(closed_store: tuple[Path,
             content_of(tmp_path / "copy")
 
 
-@pytest.mark.parametrize("table", ["meta", "ballot", "checkpoint", "terms", "configurations", "log"])
+@pytest.mark.parametrize(
+    "table", ["meta", "ballot", "checkpoint", "terms", "configurations", "log", "base", "snapshots"]
+)
 def test_a_row_that_a_tool_changed_or_deleted_is_refused(
     closed_store: tuple[Path, Content], tmp_path: Path, table: str
 ) -> None:
