@@ -12,15 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 CHUNK = 256 * 1024
-LISTENS = "0A"
 
 
-def socket_inode(port: int) -> str:
-    """Of the socket bound to the port that is connected to somewhere; "" if there is none."""
+def socket_inode(local_port: int, remote_port: int) -> str:
+    """Of the socket that is connected from the one port to the other; "" if there is none.
+
+    The local port alone names no socket: connections to other ports may have it too, and closed ones that linger.
+    """
     for table in ("tcp", "tcp6"):  # gRPC connects to IPv4 addresses through sockets of IPv6 where there are any
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
-            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] != LISTENS:
+            ports = tuple(int(field.rpartition(":")[2], 16) for field in fields[1:3])
+            if ports == (local_port, remote_port) and fields[9] != "0":
                 return fields[9]
     return ""
 
@@ -46,7 +49,8 @@ class TcpProxy:
         self._closed = False
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._port = self._listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self._port}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose(self, links: set[tuple[str, str]]) -> None:
@@ -72,7 +76,7 @@ class TcpProxy:
             threading.Thread(target=self._serve, args=(inner, port), daemon=True).start()
 
     def _serve(self, caller: socket.socket, port: int) -> None:
-        inode = socket_inode(port)
+        inode = socket_inode(port, self._port)
         sender = next((node for node, pid in self._pids().items() if owns_socket(pid, inode)), "")
         try:
             target = socket.create_connection(self._target, timeout=5)
