@@ -112,7 +112,7 @@ def hears_leader(raft: Raft) -> bool:
     """Whether a living leader would be disturbed: we heard one within an election timeout, or we are one.
 
     After a restart we may have promised our silence to one (a lease may rest on it), so we wait as if we heard it.
-    A leader that lost its quorum steps down within an election timeout, so being one is enough. How suspicious the
+    A leader that lost its quorum soon steps down, so being one is enough. How suspicious the
     failure detector is decides when we campaign ourselves, not whether we help another: a server that hears its leader
     irregularly would else refuse long after that leader died.
     """

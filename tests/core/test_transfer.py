@@ -71,7 +71,7 @@ def test_it_is_given_up_after_an_election_timeout_and_writes_go_on() -> None:
 
 def test_a_leader_that_loses_its_quorum_meanwhile_says_so() -> None:
     raft = make_leader()
-    pass_time(raft, 0.5)
+    pass_time(raft, 1.0)
     tell(raft, TransferRequested(token=1, target="2"))
     assert TransferEnded(token=1, reason=Reason.STEPPED_DOWN) in pass_time(raft, 0.6)
 
