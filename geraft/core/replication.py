@@ -60,7 +60,7 @@ def tick(raft: Raft) -> None:
 def hears_quorum(raft: Raft) -> bool:
     """Whether a quorum was heard lately: we bear with them for as long as they bear with us before they campaign.
 
-    No follower suspects a leader before that time either, so to give up sooner would only leave the cluster without one.
+    No follower suspects a leader earlier, so to give up sooner would only leave the cluster without one.
     """
     oldest = raft.now - raft.settings.election_timeout_seconds - raft.settings.acceptable_pause_seconds
     heard = {id for id, progress in raft.progress.items() if progress.heard_at_seconds >= oldest}

@@ -327,7 +327,7 @@ def test_a_term_that_the_store_could_not_hold_is_never_entered() -> None:
 
 
 def test_a_leader_without_its_quorum_steps_down_when_followers_would_suspect_it() -> None:
-    """An election timeout and the pause that is acceptable: the others campaign no earlier, so neither does it give up."""
+    """An election timeout and the acceptable pause: the others campaign no earlier, so neither does it give up."""
     raft = make_leader()
     pass_time(raft, 1.4)
     assert raft.role is Role.LEADER
