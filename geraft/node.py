@@ -63,7 +63,6 @@ class RaftNode:
         if listen:
             _check_address(listen, "listen")
         self.id = id
-        self.config = config if config is not None else Config()
         self._supervisor = Supervisor(
             app,
             storage,
@@ -71,7 +70,7 @@ class RaftNode:
             listen=listen,
             bootstrap=bootstrap,
             cluster_name=cluster_name,
-            config=self.config,
+            config=config if config is not None else Config(),
             sender=self,
         )
 
@@ -115,6 +114,29 @@ class RaftNode:
     def address(self) -> str:
         """What the node listens on, "host:port"."""
         return self._supervisor.address
+
+    @property
+    def config(self) -> Config:
+        """The settings in force: those given at the start, as changed by tune."""
+        return self._supervisor.config
+
+    def tune(self, timeout_seconds: float = 5.0, **changes: float) -> Config:
+        """Change settings of this node while it runs; blocks until they are in force, and gives all of them.
+
+            node.tune(heartbeat_interval_seconds=0.2, election_timeout_seconds=2.0)
+
+        Takes the fields of Config that docs/configuration.md marks as tunable. All or none is changed: raises
+        ConfigError for a field that is not tunable and for values that Config would refuse, NodeStopped, and
+        OutcomeUnknown if the node did not come to it in time. It is forgotten when the node restarts. What must be
+        equal on all nodes is for the caller to set on each, as `geraft config set` does; leases stay sound meanwhile.
+        """
+        _check_timeout(timeout_seconds)
+        tuning = self._supervisor.tuning(changes)
+        self._supervisor.put(tuning)
+        config: Config = tuning.result(
+            timeout_seconds, lambda: OutcomeUnknown(f"not tuned within {timeout_seconds} s; it may still be")
+        )
+        return config
 
     # Writes and reads
 

@@ -31,3 +31,29 @@ def test_a_wrong_setting_is_refused_by_name(settings: dict[str, Any], sentence: 
 
 def test_times_may_be_whole_numbers_and_sizes_floats_without_a_fraction() -> None:
     assert Config(election_timeout_seconds=2, append_bytes_max=1e6).append_bytes_max == 1e6
+
+
+def test_a_config_is_tuned_as_a_whole_or_not_at_all() -> None:
+    config = Config().tuned(
+        {"election_timeout_seconds": 4, "heartbeat_interval_seconds": 1, "append_bytes_max": 2.0**20}
+    )
+    assert (config.election_timeout_seconds, config.heartbeat_interval_seconds) == (4, 1)
+    assert type(config.append_bytes_max) is int
+    assert Config().tuned({"apply_stuck_seconds": 0}).apply_stuck_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"phi_threshold": 9, "no_such": 1}, "there is no setting 'no_such'; there are heartbeat_interval_seconds"),
+        ({"phi_threshold": 9, "read_threads": 2}, "read_threads is read when a node starts"),
+        ({"heartbeat_interval_seconds": 0.5}, "at least four times"),
+        ({"append_bytes_max": 2.5}, "must be a whole number"),
+        ({"append_bytes_max": 2**40}, "message_bytes_max must exceed"),
+        ({"phi_threshold": float("nan")}, "must be a number"),
+        ({"phi_threshold": "9"}, "must be a number"),
+    ],
+)
+def test_what_a_config_can_not_be_tuned_to_is_said_by_name(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Config().tuned(changes)

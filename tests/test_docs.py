@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from geraft import errors, signals
 from geraft.cli import main
 from geraft.cli.cluster import free_addresses
-from geraft.config import Config
+from geraft.config import Config, is_same_on_all, is_tunable
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -34,6 +34,13 @@ def test_every_setting_is_documented_with_its_default() -> None:
         written = documented[field.name].split("|")[0].strip()
         number, _, unit = written.partition(" ")
         assert float(number) * (1024 * 1024 if unit == "MiB" else 1) == field.default, field.name
+
+
+def test_every_setting_that_is_only_read_at_the_start_or_must_be_equal_is_marked() -> None:
+    documented = names_in_tables("configuration.md")
+    for field in dataclasses.fields(Config):
+        assert ("*start*" in documented[field.name]) == (not is_tunable(field)), field.name
+        assert ("*cluster*" in documented[field.name]) == is_same_on_all(field), field.name
 
 
 def test_every_error_is_documented() -> None:

@@ -21,7 +21,9 @@ def tick(raft: Raft) -> None:
     if not may_campaign(raft):
         return
     if raft.campaign_at_seconds is None:
-        if raft.role is Role.FOLLOWER and not raft.detector.suspects(raft.now):
+        if raft.role is Role.FOLLOWER and (
+            raft.now < raft.silent_until_seconds or not raft.detector.suspects(raft.now)
+        ):
             return
         raft.campaign_at_seconds = raft.now + raft.rng.uniform(0, raft.settings.election_timeout_seconds / 2)
     if raft.now >= raft.campaign_at_seconds:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from geraft.core.entries import Ballot, EntryBatch, EntryId
 from geraft.core.messages import PeerMessage
+
+if TYPE_CHECKING:
+    from geraft.core.raft import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +84,18 @@ class PeerDisconnected:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferRequested:
     """Hand leadership over. target: a voter's id, or "" for the most caught-up one. token: names it in
-    TransferEnded."""
+    TransferEnded. applied_index: without a target, only to a voter whose app is known to have come so far."""
 
     token: int
     target: str = ""
+    applied_index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChanged:
+    """These settings are in force from now on. What was promised under the old ones is kept."""
+
+    settings: Settings
 
 
 Event = (
@@ -97,4 +109,5 @@ Event = (
     | PeerConnected
     | PeerDisconnected
     | TransferRequested
+    | SettingsChanged
 )

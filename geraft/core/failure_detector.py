@@ -34,18 +34,37 @@ class FailureDetector:
         floor_seconds: float,
         now_seconds: float,
     ) -> None:
+        self.tune(
+            expected_seconds=expected_seconds,
+            deviation_min_seconds=deviation_min_seconds,
+            pause_seconds=pause_seconds,
+            threshold=threshold,
+            floor_seconds=floor_seconds,
+        )
+        self.restart(now_seconds)
+
+    def tune(
+        self,
+        *,
+        expected_seconds: float,
+        deviation_min_seconds: float,
+        pause_seconds: float,
+        threshold: float,
+        floor_seconds: float,
+    ) -> None:
+        """Judge by these from now on; what was heard is kept."""
         self.expected_seconds = expected_seconds
         self.deviation_min_seconds = deviation_min_seconds
         self.pause_seconds = pause_seconds
         self.threshold = threshold
         self.floor_seconds = floor_seconds
-        self.restart(now_seconds)
+        self._suspect_after_seconds: float | None = None
 
     def restart(self, now_seconds: float) -> None:
         """Forget what was heard: another leader is watched from now on."""
         self.heard_at_seconds = now_seconds
         self._samples: deque[float] = deque([self.expected_seconds] * FIRST_SAMPLES, WINDOW_SAMPLES)
-        self._suspect_after_seconds: float | None = None
+        self._suspect_after_seconds = None
 
     def heard(self, now_seconds: float) -> None:
         """A sign of life came in. Those that come together count as one."""

@@ -80,7 +80,15 @@ class Heartbeat(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatReply(Message):
+    """round: repeats the request's. last_applied: how far the sender's app is.
+
+    silent_seconds: for so long, by its own clock and from when it heard the heartbeat, the sender votes for nobody else
+    and does not campaign, not even after a restart: what leases rest on.
+    """
+
     round: int
+    last_applied: int = 0
+    silent_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from enum import Enum
 
@@ -20,6 +21,7 @@ class Progress:
 
     __slots__ = (
         "acked_round",
+        "applied_index",
         "heard_at_seconds",
         "inflight",
         "inflight_bytes",
@@ -27,6 +29,7 @@ class Progress:
         "moved_at_seconds",
         "next_index",
         "pace",
+        "silent_until_seconds",
     )
 
     def __init__(self, *, next_index: int, now_seconds: float) -> None:
@@ -38,6 +41,8 @@ class Progress:
         self.heard_at_seconds = now_seconds
         self.moved_at_seconds = now_seconds  # when a probe was sent, or the oldest message in flight was answered
         self.acked_round = 0
+        self.applied_index = 0  # how far its app is, as it last said
+        self.silent_until_seconds = -math.inf  # until then, by our clock, it helps nobody else to lead
 
     def sent(self, last_index: int, size_bytes: int, now_seconds: float) -> None:
         if not self.inflight:

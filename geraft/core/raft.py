@@ -34,6 +34,7 @@ from geraft.core.events import (
     Persisted,
     Propose,
     ReadRequested,
+    SettingsChanged,
     Tick,
     TransferRequested,
 )
@@ -77,6 +78,16 @@ class Settings:
     apply_bytes_max: int = 8 << 20
 
 
+def _detector_settings(settings: Settings) -> dict[str, float]:
+    return {
+        "expected_seconds": settings.heartbeat_interval_seconds,
+        "deviation_min_seconds": settings.phi_deviation_min_seconds,
+        "pause_seconds": settings.acceptable_pause_seconds,
+        "threshold": settings.phi_threshold,
+        "floor_seconds": settings.election_timeout_seconds,
+    }
+
+
 class Raft:
     """id, store_id: who we are. ballot, log: as the store holds them. now_seconds: of the clock that Tick tells."""
 
@@ -117,16 +128,11 @@ class Raft:
         self.store_ids: dict[str, str] = {id: store_id}  # the store each member was first heard from
 
         # Of followers and candidates.
-        self.detector = FailureDetector(
-            expected_seconds=settings.heartbeat_interval_seconds,
-            deviation_min_seconds=settings.phi_deviation_min_seconds,
-            pause_seconds=settings.acceptable_pause_seconds,
-            threshold=settings.phi_threshold,
-            floor_seconds=settings.election_timeout_seconds,
-            now_seconds=now_seconds,
-        )
-        # Until then we vote for nobody: a leader's lease may rest on our silence. Before a restart we may have promised
-        # it; a server that never was in a term has not.
+        self.detector = FailureDetector(**_detector_settings(settings), now_seconds=now_seconds)
+        # Until then we vote for nobody and do not campaign: a leader's lease may rest on our silence. Before a restart
+        # we may have promised it; a server that never was in a term has not. A longer election timeout that we are
+        # tuned to would be forgotten in a restart, so no more than this one is ever promised.
+        self.silent_seconds_after_restart = settings.election_timeout_seconds
         self.silent_until_seconds = now_seconds + (settings.election_timeout_seconds if ballot.term > 0 else 0)
         self.campaign_at_seconds: float | None = None
         self.votes: set[str] = set()
@@ -412,6 +418,14 @@ class Raft:
         elif self.role is Role.CANDIDATE and event.ballot == Ballot(self.term, self.id):
             election.count_own_vote(self)
 
+    def settings_changed(self, event: SettingsChanged) -> None:
+        """Go by other settings from now on. Silence that was promised is kept, and leases that rest on it hold."""
+        settings = self.settings = event.settings
+        self.detector.tune(**_detector_settings(settings))
+        self.heartbeat_at_seconds = min(self.heartbeat_at_seconds, self.now + settings.heartbeat_interval_seconds)
+        if self.campaign_at_seconds is not None:
+            self.campaign_at_seconds = min(self.campaign_at_seconds, self.now + settings.election_timeout_seconds)
+
     def applied(self, event: Applied) -> None:
         self.last_applied = max(self.last_applied, event.index)
         applying = self.applying
@@ -462,6 +476,7 @@ HANDLERS: dict[tuple[Role, type[Any]], Handler] = _table(
         (EVERY_ROLE, Tick, Raft.tick),
         (EVERY_ROLE, Persisted, Raft.persisted),
         (EVERY_ROLE, Applied, Raft.applied),
+        (EVERY_ROLE, SettingsChanged, Raft.settings_changed),
         (EVERY_ROLE, PeerConnected, Raft.peer_connected),
         (EVERY_ROLE, PeerDisconnected, Raft.peer_disconnected),
         (EVERY_ROLE, RequestVote, election.answer_vote_request),

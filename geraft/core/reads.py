@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from geraft.core import replication
@@ -11,6 +12,7 @@ from geraft.core.quorum import agreed_value
 if TYPE_CHECKING:
     from geraft.core.events import ReadRequested
     from geraft.core.messages import HeartbeatReply
+    from geraft.core.progress import Progress
     from geraft.core.raft import Raft
 
 
@@ -39,8 +41,10 @@ def count_heartbeat_reply(raft: Raft, reply: HeartbeatReply) -> None:
     if progress is None or reply.round > raft.round:
         return
     progress.heard_at_seconds = raft.now
+    progress.applied_index = max(progress.applied_index, reply.last_applied)
     if reply.round > progress.acked_round:
         progress.acked_round = reply.round
+        _extend_lease(raft, progress, reply)
         confirm(raft)
     replication.record_store_ids(raft)
 
@@ -63,20 +67,35 @@ def _acked_round(raft: Raft, id: str) -> int:
     return progress.acked_round if progress is not None else 0
 
 
-def holds_lease(raft: Raft) -> bool:
-    """Whether no other leader can exist yet: a quorum repeated a round less than an election timeout after it was sent.
+def _extend_lease(raft: Raft, progress: Progress, reply: HeartbeatReply) -> None:
+    """The follower keeps silent from when it heard the round, which was not before it was sent.
 
-    No follower votes within that time of hearing us, if clocks differ by no more than clock_drift_max in speed. An
-    election that we asked for ourselves ends every lease of our term.
+    By our clock its silence may be shorter by clock_drift_max. What counts is its own promise: its election timeout
+    may be another than ours while the cluster is being tuned.
+    """
+    sent_at = next((at for round, at in reversed(raft.rounds_sent) if round <= reply.round), None)
+    if sent_at is not None:
+        settings = raft.settings
+        silent_seconds = min(reply.silent_seconds, settings.election_timeout_seconds) * (1 - settings.clock_drift_max)
+        progress.silent_until_seconds = max(progress.silent_until_seconds, sent_at + silent_seconds)
+
+
+def holds_lease(raft: Raft) -> bool:
+    """Whether no other leader can exist yet: a quorum has promised to help nobody else at this time.
+
+    It holds if clocks differ by no more than clock_drift_max in speed. An election that we asked for ourselves ends
+    every lease of our term.
     """
     if raft.lease_broken:
         return False
-    agreed = agreed_value(lambda id: _acked_round(raft, id), raft.configuration.quorum_groups)
-    sent_at = next((at for round, at in reversed(raft.rounds_sent) if round <= agreed), None)
-    if sent_at is None:
-        return False
-    settings = raft.settings
-    return raft.now < sent_at + settings.election_timeout_seconds * (1 - settings.clock_drift_max)
+    return raft.now < agreed_value(lambda id: _silent_until(raft, id), raft.configuration.quorum_groups)
+
+
+def _silent_until(raft: Raft, id: str) -> float:
+    if id == raft.id:
+        return math.inf
+    progress = raft.progress.get(id)
+    return progress.silent_until_seconds if progress is not None else -math.inf
 
 
 def refuse_read(raft: Raft, request: ReadRequested) -> None:

@@ -292,7 +292,11 @@ def answer_heartbeat(raft: Raft, request: Heartbeat) -> None:
     """Its commit index is at most what we acknowledged in this term, so our log agrees with the leader's up to it."""
     hear_leader(raft, request.sender)
     raft.commit_to(request.commit_index)
-    raft.reply(request.sender, raft.message(HeartbeatReply, round=request.round))
+    silent_seconds = min(raft.settings.election_timeout_seconds, raft.silent_seconds_after_restart)
+    reply = raft.message(
+        HeartbeatReply, round=request.round, last_applied=raft.last_applied, silent_seconds=silent_seconds
+    )
+    raft.reply(request.sender, reply)
 
 
 def hear_leader(raft: Raft, leader_id: str) -> None:
@@ -302,7 +306,8 @@ def hear_leader(raft: Raft, leader_id: str) -> None:
     else:
         raft.follow(leader_id)
     raft.detector.heard(raft.now)
-    raft.silent_until_seconds = raft.now + raft.settings.election_timeout_seconds
+    # Never earlier than promised before, under a longer election timeout.
+    raft.silent_until_seconds = max(raft.silent_until_seconds, raft.now + raft.settings.election_timeout_seconds)
     raft.campaign_at_seconds = None
 
 

@@ -22,7 +22,7 @@ class Transfer:
 
 
 def start(raft: Raft, request: TransferRequested) -> None:
-    target = request.target or _best_target(raft)
+    target = request.target or _best_target(raft, request.applied_index)
     if target == raft.id and raft.transfer is None:
         raft.emit(TransferEnded(token=request.token, reason=None))
         return
@@ -34,13 +34,15 @@ def start(raft: Raft, request: TransferRequested) -> None:
     caught_up(raft)
 
 
-def _best_target(raft: Raft) -> str:
-    """The voter that holds most of the log, among those heard within an election timeout."""
+def _best_target(raft: Raft, applied_index: int) -> str:
+    """The voter that holds most of the log, among those heard within an election timeout whose app came so far."""
     oldest = raft.now - raft.settings.election_timeout_seconds
     candidates = [
         (progress.match_index, id)
         for id, progress in raft.progress.items()
-        if id in raft.configuration.voter_ids and progress.heard_at_seconds >= oldest
+        if id in raft.configuration.voter_ids
+        and progress.heard_at_seconds >= oldest
+        and progress.applied_index >= applied_index
     ]
     return max(candidates)[1] if candidates else ""
 

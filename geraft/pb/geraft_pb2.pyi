@@ -428,8 +428,14 @@ class HeartbeatRep(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
+    LAST_APPLIED_FIELD_NUMBER: _builtins.int
+    SILENT_SECONDS_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Repeats the request's."""
+    last_applied: _builtins.int
+    """How far the sender's app is."""
+    silent_seconds: _builtins.float
+    """For so long after it heard the request the sender helps no other server to lead: leases rest on it."""
     @_builtins.property
     def header(self) -> Global___Header: ...
     def __init__(
@@ -437,10 +443,12 @@ class HeartbeatRep(_message.Message):
         *,
         header: Global___Header | None = ...,
         round: _builtins.int = ...,
+        last_applied: _builtins.int = ...,
+        silent_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "last_applied", b"last_applied", "round", b"round", "silent_seconds", b"silent_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

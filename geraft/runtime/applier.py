@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from _queue import Empty, SimpleQueue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from typing import Any, NamedTuple
 
 import tenacity
@@ -63,13 +64,22 @@ class Applier(Worker):
         self._storage = storage
         self._applied = applied
         self._apply_failed = apply_failed
-        self._retry_seconds = retry_seconds
-        # The first pause is made before tenacity counts, so its own first one is the second.
-        self._wait = tenacity.wait_exponential(multiplier=2 * retry_seconds, max=retry_max_seconds)
+        self.retry_seconds = retry_seconds
+        self.retry_max_seconds = retry_max_seconds
+        self._under_way: tuple[int, Iterator[bytes]] = 0, iter(())
         self._giving_up = False
         self._dropping = False
         self._interrupt: SimpleQueue[None] = SimpleQueue()
         self.apply_error = ""
+
+    @property
+    def position(self) -> int:
+        """Index of the entry that the app has now, or had last; 0 before the first. Any thread.
+
+        Told by how much of its batch is left, so that it costs nothing per entry.
+        """
+        last_index, commands = self._under_way
+        return last_index - length_hint(commands)
 
     def give_up_retries(self) -> None:
         """The node ends: an entry that the app does not take now is left in the log, and all after it. Any thread."""
@@ -138,7 +148,9 @@ class Applier(Worker):
             return
         process_write = self._app.process_write
         index = batch.first_index
-        for command in batch.commands:
+        commands = iter(batch.commands)
+        self._under_way = batch.last_index, commands
+        for command in commands:
             try:
                 reply, wish = process_write(command, index)
             except Exception as error:
@@ -165,7 +177,7 @@ class Applier(Worker):
                 raise _Stopped
             return self._app.process_write(command, index)
 
-        self._pause(self._retry_seconds)
+        self._pause(self.retry_seconds)
         retrying = tenacity.Retrying(
             wait=self._wait,
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, Exception) and not isinstance(e, _Stopped)),
@@ -177,6 +189,12 @@ class Applier(Worker):
         log.warning("entry %d is applied at last", index)
         self.apply_error = ""
         return result
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        # The first pause was made before tenacity counted, so its own first one is the second. Without jitter: one
+        # node asks one app, there is no crowd to spread.
+        wait = tenacity.wait_exponential(multiplier=2 * self.retry_seconds, max=self.retry_max_seconds)
+        return float(wait(state))
 
     def _note_failure(self, index: int, attempt: int, error: BaseException) -> None:
         self.apply_error = f"process_write of entry {index} raised {error!r} (attempt {attempt})"

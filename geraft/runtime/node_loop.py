@@ -28,12 +28,23 @@ from geraft.core.effects import (
     TruncatedTo,
     WaitersOutcomeUnknown,
 )
-from geraft.core.events import Applied, EntriesLoaded, Event, Persisted, Propose, ReadRequested, Tick, TransferRequested
+from geraft.core.events import (
+    Applied,
+    EntriesLoaded,
+    Event,
+    Persisted,
+    Propose,
+    ReadRequested,
+    SettingsChanged,
+    Tick,
+    TransferRequested,
+)
 from geraft.core.messages import AppendEntriesReply, PeerMessage
 from geraft.core.progress import Pace
-from geraft.core.raft import Raft
+from geraft.core.raft import Raft, Settings
 from geraft.core.replication import agreed_index
 from geraft.errors import (
+    GeraftError,
     NoLeader,
     NotLeader,
     OutcomeUnknown,
@@ -89,6 +100,17 @@ class LeaderWanted(Waiter):
         self.deadline = deadline
 
 
+class Tuning(Waiter):
+    """A caller who wants settings changed. change: called on the loop, between two steps; gives what the caller is
+    told and what the core goes by from then on. Raises ConfigError, and has changed nothing then."""
+
+    __slots__ = ("change",)
+
+    def __init__(self, change: Callable[[], tuple[Any, Settings]]) -> None:
+        super().__init__()
+        self.change = change
+
+
 class TickDue:
     """The ticker's knock."""
 
@@ -116,6 +138,7 @@ class NodeLoop:
         storage: RaftStorage,
         append_bytes_max: int,
         why_no_leader: Callable[[], str],
+        apply_stuck_seconds: float = 0.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.raft = raft
@@ -126,7 +149,11 @@ class NodeLoop:
         self._readers = readers
         self._dispatcher = dispatcher
         self._storage = storage
-        self._append_bytes_max = append_bytes_max
+        self.append_bytes_max = append_bytes_max
+        self.apply_stuck_seconds = apply_stuck_seconds
+        self._app_at = 0  # the entry that the app had when it last got on
+        self._app_got_on_at = clock()
+        self._hand_over_at = 0.0  # not earlier, if the app is stuck
         self._why_no_leader = why_no_leader
         self._clock = clock
         self._tokens = count(1)
@@ -164,6 +191,7 @@ class NodeLoop:
             TickDue: self._take_tick,
             Transfer: self._take_transfer,
             LeaderWanted: self._take_leader_wanted,
+            Tuning: self._take_tuning,
         }
 
     def run(self) -> None:
@@ -205,11 +233,21 @@ class NodeLoop:
             self._sweep_parked()
         if self._clock() - self._swept_at > SWEEP_SECONDS:
             self._sweep()
+        self._watch_app()
 
     def _take_transfer(self, transfer: Transfer) -> None:
         token = next(self._tokens)
         self._transfers[token] = transfer
         self._step(TransferRequested(token=token, target=transfer.target))
+
+    def _take_tuning(self, tuning: Tuning) -> None:
+        try:
+            answer, settings = tuning.change()
+        except GeraftError as error:
+            fail([tuning], error)
+            return
+        self._step(SettingsChanged(settings=settings))
+        finish([tuning], [answer])
 
     def _take_leader_wanted(self, wanted: LeaderWanted) -> None:
         if self.raft.leader_id:
@@ -227,7 +265,7 @@ class NodeLoop:
         start, size_bytes = 0, 0
         for position, call in enumerate(calls):
             size_bytes += len(call.message)
-            if size_bytes > self._append_bytes_max and position > start:
+            if size_bytes > self.append_bytes_max and position > start:
                 self._new_writes = calls[position:]
                 self._propose(calls[start:position])
                 start, size_bytes = position, len(call.message)
@@ -349,6 +387,39 @@ class NodeLoop:
         if self.raft.leader_id:
             self._unpark()
 
+    @property
+    def app_silent_seconds(self) -> float:
+        """For how long the app has not got on with what it was given; 0 if it has nothing to do. Any thread."""
+        return max(self._clock() - self._app_got_on_at, 0.0) if self.raft.applying else 0.0
+
+    def _watch_app(self) -> None:
+        """As a leader whose app is stuck, by an exception or a call that hangs: let one lead whose app is not."""
+        now = self._clock()
+        at = self._applier.position
+        if not self.raft.applying or at != self._app_at:
+            self._app_at, self._app_got_on_at = at, now
+            self._hand_over_at = 0.0
+            return
+        stuck_seconds = now - self._app_got_on_at
+        if (
+            not self.apply_stuck_seconds
+            or stuck_seconds < self.apply_stuck_seconds
+            or now < self._hand_over_at
+            or self.raft.role is not Role.LEADER
+            or self.raft.transfer is not None
+        ):
+            return
+        self._hand_over_at = now + self.apply_stuck_seconds
+        log.error(
+            "%s: the app has been stuck at entry %d for %.1f s: looking for a voter whose app is past it, to lead",
+            self.raft.id,
+            at,
+            stuck_seconds,
+        )
+        token = next(self._tokens)
+        self._transfers[token] = Transfer("")
+        self._step(TransferRequested(token=token, applied_index=at))
+
     def _sweep(self) -> None:
         """Let go of callers who stopped waiting: while the app is stuck, or no leader is found, they would pile up."""
         now = self._swept_at = self._clock()
@@ -450,6 +521,7 @@ class NodeLoop:
         if effect.reason is None:
             finish([transfer], [None])
         else:
+            log.warning("%s: leadership stays here: %s", self.raft.id, effect.reason.value)
             fail([transfer], TransferFailed(effect.reason.value))
 
     def _truncated_to(self, effect: TruncatedTo) -> None:

@@ -14,7 +14,7 @@ from gevent.event import Event as GeventEvent
 
 from geraft import signals
 from geraft.app import RaftApp
-from geraft.config import Config
+from geraft.config import Config, is_same_on_all
 from geraft.core.effects import Role
 from geraft.core.entries import EntryBatch, EntryKind
 from geraft.core.events import PeerConnected, PeerDisconnected, Persisted
@@ -51,7 +51,7 @@ from geraft.runtime.hub import (
     release_hub,
 )
 from geraft.runtime.log_writer import LogWriter
-from geraft.runtime.node_loop import NodeLoop, Transfer
+from geraft.runtime.node_loop import NodeLoop, Transfer, Tuning
 from geraft.runtime.status import ClusterInfo, NodeStatus, explain, explain_no_leader, peer_statuses
 from geraft.runtime.ticker import Ticker
 from geraft.storage.base import Identity, RaftStorage, StoredState
@@ -63,6 +63,8 @@ REPLIES = (AppendEntriesReply, HeartbeatReply, RequestVoteReply)
 
 SILENCE_SECONDS = 2.0
 """What leaving the network takes at most."""
+APP_SLOW_SECONDS = 5.0
+"""For so long an app may be with one entry before status() says that it hangs."""
 TEAR_DOWN_SECONDS = 5.0
 """What it takes at most to let go of everything after a start that failed."""
 
@@ -106,7 +108,7 @@ class Supervisor:
         self._listen = listen
         self._bootstrap = dict(bootstrap) if bootstrap is not None else None
         self._cluster_name = cluster_name
-        self._config = config
+        self.config = config
         self._generation = fork_generation()
         self._heard_at: dict[str, float] = {}
         self._refusals: dict[str, str] = {}
@@ -121,6 +123,7 @@ class Supervisor:
         self._identity: Identity
         self._inbox: Inbox
         self._loop: NodeLoop
+        self._ticker: Ticker
         self._hub: HubThread | None = None
         self._transport: Transport | None = None
         self._dispatcher = Dispatcher(sender, self.failed)
@@ -253,7 +256,7 @@ class Supervisor:
                 terms=state.terms,
                 configurations=state.configurations,
             ),
-            settings=core_settings(self._config),
+            settings=core_settings(self.config),
             rng=random.Random(),
             now_seconds=monotonic(),
         )
@@ -262,7 +265,7 @@ class Supervisor:
         listen = self._listen or (member.address if member is not None else "")
         if not listen:
             raise ConfigError("listen must be host:port")
-        self._transport = Transport(self, listen, self._config, self._hub)
+        self._transport = Transport(self, listen, self.config, self._hub)
         self._loop = NodeLoop(
             self._raft,
             self._inbox,
@@ -272,17 +275,18 @@ class Supervisor:
             readers=self._readers,
             dispatcher=self._dispatcher,
             storage=self._storage,
-            append_bytes_max=int(self._config.append_bytes_max),
+            append_bytes_max=int(self.config.append_bytes_max),
             why_no_leader=self.why_no_leader,
+            apply_stuck_seconds=self.config.apply_stuck_seconds,
         )
-        ticker = Ticker(
+        self._ticker = Ticker(
             self._inbox,
             self._log_writer,
-            interval_seconds=self._config.heartbeat_interval_seconds / 4,
-            stall_seconds=self._config.storage_stall_seconds,
+            interval_seconds=self.config.heartbeat_interval_seconds / 4,
+            stall_seconds=self.config.storage_stall_seconds,
             stalled=self.failed,
         )
-        self._workers = [self._loop.run, ticker.run]
+        self._workers = [self._loop.run, self._ticker.run]
 
     def _run(self) -> None:
         """Start the greenlets. On the hub."""
@@ -343,6 +347,31 @@ class Supervisor:
 
     def _tell_apply_failed(self, index: int, attempt: int, error: BaseException) -> None:
         self._dispatcher.send(signals.apply_failed, index=index, attempt=attempt, error=error)
+
+    # Tuning
+
+    def tuning(self, changes: Mapping[str, float]) -> Waiter:
+        """What to put() for settings to be changed; its result is the new Config."""
+        return Tuning(lambda: self._tune(dict(changes)))
+
+    def _tune(self, changes: Mapping[str, float]) -> tuple[Config, Settings]:
+        """Change settings, or nothing and raise ConfigError. On the node loop, between two steps of the core."""
+        old, config = self.config, self.config.tuned(changes)
+        assert self._transport is not None
+        self.config = config
+        self._loop.append_bytes_max = int(config.append_bytes_max)
+        self._loop.apply_stuck_seconds = config.apply_stuck_seconds
+        self._applier.retry_seconds = config.apply_retry_seconds
+        self._applier.retry_max_seconds = config.apply_retry_max_seconds
+        self._ticker.interval_seconds = config.heartbeat_interval_seconds / 4
+        self._ticker.stall_seconds = config.storage_stall_seconds
+        self._transport.tune(config)
+        for setting in fields(config):
+            before, after = getattr(old, setting.name), getattr(config, setting.name)
+            if before != after:
+                todo = ": see that all nodes of the cluster get it" if is_same_on_all(setting) else ""
+                log.warning("%s: %s is now %s, not %s%s", self.id, setting.name, after, before, todo)
+        return config, core_settings(config)
 
     # What the transport asks (transport.services.Services)
 
@@ -460,6 +489,9 @@ class Supervisor:
     def node_status(self) -> NodeStatus:
         raft = self._raft
         peers = peer_statuses(raft, self._heard_at, self._refusals, monotonic())
+        apply_error = self._applier.apply_error
+        if not apply_error and (silent_seconds := self._loop.app_silent_seconds) >= APP_SLOW_SECONDS:
+            apply_error = f"the app has had entry {self._applier.position} for {silent_seconds:.0f} s"
         return NodeStatus(
             id=self.id,
             address=self.address,
@@ -471,8 +503,8 @@ class Supervisor:
             last_applied=raft.last_applied,
             last_log_index=raft.log.last_entry.index,
             snapshot_index=raft.log.base.index,
-            explanation=explain(raft, peers, self._applier.apply_error),
-            apply_error=self._applier.apply_error,
+            explanation=explain(raft, peers, apply_error),
+            apply_error=apply_error,
             peers=peers,
         )
 
@@ -553,7 +585,7 @@ class Supervisor:
         try:
             if self.phase is Phase.RUNNING:
                 self._dispatcher.send(signals.node_stopping)
-                self._hand_over(min(timeout_seconds / 2, 2 * self._config.election_timeout_seconds))
+                self._hand_over(min(timeout_seconds / 2, 2 * self.config.election_timeout_seconds))
             with self._lock:
                 if self.phase is Phase.RUNNING:
                     self.phase = Phase.STOPPING

@@ -26,15 +26,15 @@ class Ticker:
     ) -> None:
         self._inbox = inbox
         self._log_writer = log_writer
-        self._interval_seconds = interval_seconds
-        self._stall_seconds = stall_seconds
+        self.interval_seconds = interval_seconds
+        self.stall_seconds = stall_seconds
         self._stalled = stalled
 
     def run(self) -> None:
         while True:
-            gevent.sleep(self._interval_seconds)
+            gevent.sleep(self.interval_seconds)
             self._inbox.put(TICK_DUE)
             busy = self._log_writer.busy_seconds()
-            if busy > self._stall_seconds:
+            if busy > self.stall_seconds:
                 self._stalled(StorageFailed(f"a write to the log store has hung for {busy:.1f} s"))
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -64,7 +65,12 @@ def encode(message: PeerMessage, cluster_id: str, receiver: str) -> bytes:
         case Heartbeat():
             record = pb.HeartbeatReq(header=header, commit_index=message.commit_index, round=message.round)
         case HeartbeatReply():
-            record = pb.HeartbeatRep(header=header, round=message.round)
+            record = pb.HeartbeatRep(
+                header=header,
+                round=message.round,
+                last_applied=message.last_applied,
+                silent_seconds=message.silent_seconds,
+            )
         case RequestVote():
             record = pb.RequestVoteReq(
                 header=header,
@@ -162,11 +168,15 @@ def heartbeat(record: pb.HeartbeatReq) -> Heartbeat:
 
 def heartbeat_reply(record: pb.HeartbeatRep) -> HeartbeatReply:
     header = header_of(record)
+    if not 0 <= record.silent_seconds < math.inf:
+        raise BadMessage(f"nobody can keep silent for {record.silent_seconds} s")
     return HeartbeatReply(
         sender=header.sender,
         sender_store=header.sender_store,
         term=header.term,
         round=_checked_index(record.round),
+        last_applied=_checked_index(record.last_applied),
+        silent_seconds=record.silent_seconds,
     )
 
 

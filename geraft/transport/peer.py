@@ -76,7 +76,7 @@ class PeerStream:
         self._link = link
         self._method = method
         self._on_reply = on_reply
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._newest_waits = newest_waits
         self._reports = reports
         self._lock = native_lock()
@@ -108,7 +108,7 @@ class PeerStream:
                 self._newest = encoded
             return
         waiting = outbox.waiting_count
-        if waiting and (waiting >= WAITING_COUNT_MAX or outbox.waiting_bytes + len(encoded) > self._bytes_max):
+        if waiting and (waiting >= WAITING_COUNT_MAX or outbox.waiting_bytes + len(encoded) > self.bytes_max):
             return
         outbox.put(encoded, len(encoded))
 
@@ -243,6 +243,12 @@ class PeerLink:
             receiver=self.peer,
             sender_store=services.store_id,
         ).SerializeToString()
+
+    def tune(self, config: Config) -> None:
+        """Go by another config from now on. Any thread."""
+        self._config = config
+        self._appends.bytes_max = 2 * config.inflight_bytes_max
+        self._heartbeats.bytes_max = config.inflight_bytes_max
 
     def send(self, message: PeerMessage) -> None:
         """Send a request; may be lost. Any thread; never blocks."""

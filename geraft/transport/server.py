@@ -101,7 +101,7 @@ class RaftHandlers:
     def __init__(self, services: Services, mode: GrpcMode, config: Config) -> None:
         self._services = services
         self._mode = mode
-        self._config = config
+        self.config = config
         self._lock = native_lock()
         self._append_streams: dict[str, Outbox] = {}
         self._heartbeat_streams: dict[str, Outbox] = {}
@@ -282,7 +282,7 @@ class RaftHandlers:
         try:
             self._services.deliver(message)
             reply: RequestVoteReply = waiter.result(
-                _within(context, self._config.election_timeout_seconds),
+                _within(context, self.config.election_timeout_seconds),
                 lambda: ReadTimeout("the vote was not decided in time"),
             )
         finally:
@@ -357,7 +357,7 @@ class RaftHandlers:
             outbox = self._open_outbox(context)
             try:
                 self._say_up(context)
-                session = CallSession(self._services, outbox, self._config.message_bytes_max)
+                session = CallSession(self._services, outbox, self.config.message_bytes_max)
                 self._mode.spawn(session.read, requests, name="geraft caller reader")
                 yield from session.answers()
             finally:

@@ -64,6 +64,12 @@ class Transport:
                 self._services.peer_disconnected(link.peer, "its address changed, or it left the cluster")
             self._mode.spawn(link.close, name="geraft peer close")
 
+    def tune(self, config: Config) -> None:
+        """Go by another config from now on, as far as its fields are tunable. The caller of set_peers only."""
+        self._config = self.handlers.config = config
+        for link in self._links.values():
+            link.tune(config)
+
     def send(self, to: str, message: PeerMessage) -> None:
         """Send, or drop what can't be sent now. Any thread; never blocks."""
         if isinstance(message, AppendEntriesReply | HeartbeatReply | RequestVoteReply):

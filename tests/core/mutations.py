@@ -227,9 +227,40 @@ MUTATIONS = (
     Mutation(
         "the lease lasts as long as the promise, and longer",
         "reads.py",
-        "settings.election_timeout_seconds * (1 - settings.clock_drift_max)",
-        "settings.election_timeout_seconds * (1 + settings.clock_drift_max)",
+        "settings.election_timeout_seconds) * (1 - settings.clock_drift_max)",
+        "settings.election_timeout_seconds) * (1 + settings.clock_drift_max)",
         ("test_rule_06_a_lease_ends_before_any_follower_may_vote",),
+    ),
+    Mutation(
+        "the lease rests on our own election timeout",
+        "reads.py",
+        "min(reply.silent_seconds, settings.election_timeout_seconds)",
+        "settings.election_timeout_seconds",
+        (
+            "test_rule_06_a_lease_rests_on_what_the_follower_promises_whatever_ours_is",
+            "test_rule_06_a_follower_tuned_to_more_promises_what_it_would_keep_after_a_restart",
+        ),
+    ),
+    Mutation(
+        "to be tuned to less shortens what was promised",
+        "replication.py",
+        "max(raft.silent_until_seconds, raft.now + raft.settings.election_timeout_seconds)",
+        "raft.now + raft.settings.election_timeout_seconds",
+        ("test_rule_06_a_follower_tuned_to_less_keeps_what_it_promised",),
+    ),
+    Mutation(
+        "silence was promised, and a campaign starts",
+        "election.py",
+        "raft.now < raft.silent_until_seconds or not raft.detector.suspects(raft.now)",
+        "not raft.detector.suspects(raft.now)",
+        ("test_rule_06_a_follower_tuned_to_less_keeps_what_it_promised",),
+    ),
+    Mutation(
+        "more is promised than a restart would keep",
+        "replication.py",
+        "min(raft.settings.election_timeout_seconds, raft.silent_seconds_after_restart)",
+        "raft.settings.election_timeout_seconds",
+        ("test_rule_06_a_follower_tuned_to_more_promises_what_it_would_keep_after_a_restart",),
     ),
     Mutation(
         "a lease outlives a transfer",

@@ -305,7 +305,7 @@ def test_a_candidate_follows_the_leader_of_its_term() -> None:
     assert tell(raft, from_peer(Heartbeat, "2", term=3, commit_index=0, round=5)) == [
         RoleChanged(old=Role.CANDIDATE, new=Role.FOLLOWER, term=3),
         LeaderChanged(leader="2", term=3),
-        Send(to="2", message=ours(HeartbeatReply, term=3, round=5)),
+        Send(to="2", message=ours(HeartbeatReply, term=3, round=5, silent_seconds=1.0)),
     ]
 
 

@@ -7,6 +7,7 @@ their disk has not written, or stand still while the world goes on; disks are sl
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import os
 import random
@@ -28,7 +29,7 @@ from geraft.core.effects import (
     Send,
 )
 from geraft.core.entries import Ballot
-from geraft.core.events import Applied, Event, Propose, ReadRequested, Tick, TransferRequested
+from geraft.core.events import Applied, Event, Propose, ReadRequested, SettingsChanged, Tick, TransferRequested
 from geraft.core.invariants import ClusterHistory, check_logs_match
 from geraft.core.messages import AppendEntriesReply, RequestVote, RequestVoteReply
 from geraft.core.raft import Settings
@@ -222,6 +223,8 @@ class Cluster:
             if server.raft is None:
                 if rng.random() < 0.03:
                     self.start(server)
+            elif rng.random() < 0.01:
+                self.tune(server, rng.choice([0.4, 0.5, 1.0, 1.0, 3.0]))
             elif rng.random() < 0.003:
                 server.crash()
 
@@ -233,6 +236,13 @@ class Cluster:
         for server in self.servers.values():
             if server.raft is None:
                 self.start(server)
+            elif server.raft.settings is not self.settings:
+                self.tell(server, server.starts, SettingsChanged(settings=self.settings))
+
+    def tune(self, server: VirtualServer, election_timeout_seconds: float) -> None:
+        """One server alone, so that the others go by another election timeout than it."""
+        settings = dataclasses.replace(self.settings, election_timeout_seconds=election_timeout_seconds)
+        self.tell(server, server.starts, SettingsChanged(settings=settings))
 
 
 def play(seed: int) -> Cluster:

@@ -24,7 +24,7 @@ from geraft.core.raft import Raft
 
 
 def answer(raft: Raft, round: int, peer: str = "2") -> list[Effect]:
-    return tell(raft, from_peer(HeartbeatReply, peer, term=raft.term, round=round))
+    return tell(raft, from_peer(HeartbeatReply, peer, term=raft.term, round=round, silent_seconds=1.0))
 
 
 def test_a_read_is_confirmed_by_a_round_sent_after_it() -> None:

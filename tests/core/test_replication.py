@@ -180,7 +180,7 @@ def test_a_heartbeat_commits_what_it_says_and_the_app_gets_it() -> None:
             last_index=4,
             batches=(configuration_batch(1, 1, configuration()), batch(2, 2), batch(3, 3, b"a", b"b")),
         ),
-        Send(to="2", message=ours(HeartbeatReply, term=3, round=2)),
+        Send(to="2", message=ours(HeartbeatReply, term=3, round=2, silent_seconds=1.0)),
     ]
 
 
@@ -205,7 +205,11 @@ def test_a_new_term_is_durable_before_a_heartbeat_is_answered() -> None:
     raft = make_raft([2])
     assert tell(raft, from_peer(Heartbeat, term=3, commit_index=0, round=1)) == [
         LeaderChanged(leader="2", term=3),
-        Persist(sequence=1, ballot=Ballot(3), then=(Send(to="2", message=ours(HeartbeatReply, term=3, round=1)),)),
+        Persist(
+            sequence=1,
+            ballot=Ballot(3),
+            then=(Send(to="2", message=ours(HeartbeatReply, term=3, round=1, silent_seconds=1.0)),),
+        ),
     ]
     # So are those that come before the disk is done.
     assert only(tell(raft, from_peer(Heartbeat, term=3, commit_index=0, round=2)), Send) == []

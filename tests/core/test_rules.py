@@ -45,7 +45,7 @@ from geraft.core.effects import (
     WaitersOutcomeUnknown,
 )
 from geraft.core.entries import INDEX_MAX, Ballot, EntryId
-from geraft.core.events import Event, Persisted, Propose, ReadRequested, Tick, TransferRequested
+from geraft.core.events import Event, Persisted, Propose, ReadRequested, SettingsChanged, Tick, TransferRequested
 from geraft.core.messages import (
     AppendEntries,
     AppendEntriesReply,
@@ -71,6 +71,28 @@ def vote_request(term: int = 3, last_entry: EntryId = EntryId(2, 9), sender: str
     return from_peer(RequestVote, sender, term=term, last_entry=last_entry, **fields)
 
 
+def retune(raft: Raft, **changes: float) -> None:
+    tell(raft, SettingsChanged(settings=dataclasses.replace(raft.settings, **changes)))  # type: ignore[arg-type]
+
+
+def beat(leader: Raft, follower: Raft) -> None:
+    """A round of the leader reaches the follower, and its answer comes back, in no time. Both are called 1 by nature,
+    so each believes the other to be one of its peers."""
+    heartbeats = sent(tell(leader, ReadRequested(token=99)), Heartbeat, "2")
+    request = dataclasses.replace(heartbeats[-1], sender="3", sender_store="s3", commit_index=0)
+    (reply,) = sent(tell(follower, request), HeartbeatReply)
+    tell(leader, dataclasses.replace(reply, sender="2", sender_store="s2"))
+
+
+def leases(raft: Raft) -> bool:
+    return bool(only(tell(raft, ReadRequested(token=1, lease=True)), ReadConfirmed))
+
+
+def promise(raft: Raft, peer: str) -> HeartbeatReply:
+    """The peer's answer to the newest round, with which it promises to be silent for a second."""
+    return from_peer(HeartbeatReply, peer, term=raft.term, round=raft.round, silent_seconds=1.0)
+
+
 def replies_at_once_or_later(effects: list[object]) -> tuple[list[object], list[object]]:
     """What leaves at once, and what waits for the disk."""
     at_once = [effect.message for effect in effects if isinstance(effect, Send)]
@@ -83,7 +105,7 @@ def replies_at_once_or_later(effects: list[object]) -> tuple[list[object], list[
 
 def test_rule_01_every_event_has_one_place_in_every_role() -> None:
     kinds = [*PeerMessage.__args__, *(kind for kind in Event.__args__ if kind not in PeerMessage.__args__)]
-    assert len(kinds) == 16
+    assert len(kinds) == 17
     for role in Role:
         for kind in kinds:
             assert ((role, kind) in HANDLERS) != ((role, kind) in IGNORED), (role, kind)
@@ -290,7 +312,7 @@ def test_rule_05_a_term_is_durable_before_it_is_told() -> None:
     raft = make_raft([2])
     at_once, later = replies_at_once_or_later(tell(raft, from_peer(Heartbeat, term=7, commit_index=0, round=1)))
     assert at_once == []
-    assert later == [ours(HeartbeatReply, term=7, round=1)]
+    assert later == [ours(HeartbeatReply, term=7, round=1, silent_seconds=1.0)]
 
 
 def test_rule_05_entries_are_durable_before_they_are_acknowledged() -> None:
@@ -332,11 +354,11 @@ def test_rule_06_a_read_waits_for_an_entry_of_our_own_term() -> None:
     """Before, a leader may not know what its predecessor committed (FLAWS S11)."""
     raft = make_leader([2], matched="")
     for peer in "23":
-        tell(raft, from_peer(HeartbeatReply, peer, term=3, round=raft.round))  # so it would hold a lease
+        tell(raft, promise(raft, peer))  # so it would hold a lease
     for lease in (False, True):
         assert only(tell(raft, ReadRequested(token=int(lease), lease=lease)), ReadConfirmed) == []
     for peer in "23":
-        assert only(tell(raft, from_peer(HeartbeatReply, peer, term=3, round=raft.round)), ReadConfirmed) == []
+        assert only(tell(raft, promise(raft, peer)), ReadConfirmed) == []
 
 
 def test_rule_06_a_read_needs_a_round_that_started_after_it() -> None:
@@ -359,8 +381,7 @@ def test_rule_06_a_read_that_came_during_a_round_needs_the_next_one() -> None:
 
 def test_rule_06_a_lease_ends_before_any_follower_may_vote() -> None:
     leader, follower = make_leader(now=100.0), make_raft(ballot=Ballot(3), now=100.0)
-    tell(follower, from_peer(Heartbeat, "3", term=3, commit_index=0, round=1))
-    tell(leader, from_peer(HeartbeatReply, term=3, round=leader.round))
+    beat(leader, follower)
     while only(tell(leader, ReadRequested(token=1, lease=True)), ReadConfirmed):
         for raft in (leader, follower):
             tell(raft, Tick(now_seconds=raft.now + 0.01))
@@ -369,9 +390,61 @@ def test_rule_06_a_lease_ends_before_any_follower_may_vote() -> None:
     assert 100.85 < leader.now < 100.95, "a tenth of the election timeout before the promise ends"
 
 
+@pytest.mark.parametrize("leaders_timeout_seconds", [0.5, 1.0, 4.0])
+def test_rule_06_a_lease_rests_on_what_the_follower_promises_whatever_ours_is(leaders_timeout_seconds: float) -> None:
+    """While a cluster is tuned, its nodes go by different election timeouts."""
+    leader, follower = make_leader(now=100.0), make_raft(ballot=Ballot(3), now=100.0)
+    retune(leader, election_timeout_seconds=leaders_timeout_seconds)
+    beat(leader, follower)
+    while leases(leader):
+        for raft in (leader, follower):
+            tell(raft, Tick(now_seconds=raft.now + 0.01))
+        refused = sent(tell(follower, vote_request(4, EntryId(9, 9))), RequestVoteReply)
+        assert [reply.granted for reply in refused] == [False]
+    least = min(leaders_timeout_seconds, 1.0)
+    assert leader.now == pytest.approx(100.0 + 0.9 * least, abs=0.02)
+
+
+@pytest.mark.parametrize("heard_again", [False, True])
+def test_rule_06_a_follower_tuned_to_less_keeps_what_it_promised(heard_again: bool) -> None:
+    """Neither its vote nor its own campaign may come while a lease rests on its silence."""
+    leader = make_leader(now=100.0, election_timeout_seconds=4.0)
+    follower = make_raft(ballot=Ballot(3), now=100.0, election_timeout_seconds=4.0)
+    beat(leader, follower)
+    retune(follower, election_timeout_seconds=0.5)
+    if heard_again:
+        beat(leader, follower)
+    while leases(leader):
+        for raft in (leader, follower):
+            effects = tell(raft, Tick(now_seconds=raft.now + 0.05))
+        assert sent(effects, RequestVote) == [], f"it campaigns at {follower.now}"
+        refused = sent(tell(follower, vote_request(4, EntryId(9, 9))), RequestVoteReply)
+        assert [reply.granted for reply in refused] == [False]
+    assert leader.now > 103.5
+    assert sent(pass_time(follower, 5.0), RequestVote), "it is not silent for ever"
+
+
+def test_rule_06_a_follower_tuned_to_more_promises_what_it_would_keep_after_a_restart() -> None:
+    """What it was tuned to is gone then; it starts with the timeout of its configuration."""
+    leader, follower = make_leader(now=100.0), make_raft(ballot=Ballot(3), now=100.0)
+    for raft in (leader, follower):
+        retune(raft, election_timeout_seconds=10.0)
+    beat(leader, follower)
+    restarted = Raft(
+        id="1", store_id="s1", ballot=Ballot(3), log=log_of([2]), settings=Settings(), rng=random.Random(1),
+        now_seconds=follower.now,
+    )  # fmt: skip
+    while leases(leader):
+        for raft in (leader, restarted):
+            tell(raft, Tick(now_seconds=raft.now + 0.05))
+        refused = sent(tell(restarted, vote_request(4, EntryId(9, 9))), RequestVoteReply)
+        assert [reply.granted for reply in refused] == [False]
+    assert leader.now < 101.0
+
+
 def test_rule_06_a_transfer_ends_the_lease() -> None:
     raft = make_leader()
-    tell(raft, from_peer(HeartbeatReply, term=3, round=raft.round))
+    tell(raft, promise(raft, "2"))
     tell(raft, TransferRequested(token=1, target="2"))
     assert only(tell(raft, ReadRequested(token=2, lease=True)), ReadConfirmed) == []
 

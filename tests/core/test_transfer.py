@@ -97,5 +97,15 @@ def test_voters_that_are_not_heard_are_not_chosen() -> None:
     assert tell(raft, TransferRequested(token=1)) == [TransferEnded(token=1, reason=Reason.NO_TARGET)]
 
 
+def test_without_a_target_it_goes_to_a_voter_whose_app_came_far_enough() -> None:
+    raft = make_leader()
+    tell(raft, from_peer(HeartbeatReply, "3", term=3, round=raft.round, last_applied=2))
+    nobody = TransferEnded(token=1, reason=Reason.NO_TARGET)
+    assert tell(raft, TransferRequested(token=1, applied_index=3)) == [nobody]
+    assert raft.transfer is None
+    effects = tell(raft, TransferRequested(token=2, applied_index=2))
+    assert sent(effects, TimeoutNow, "3") and not sent(effects, TimeoutNow, "2")
+
+
 def test_a_follower_has_nothing_to_hand_over() -> None:
     assert tell(make_raft(), TransferRequested(token=1)) == [TransferEnded(token=1, reason=Reason.NOT_LEADER)]

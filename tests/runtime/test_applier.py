@@ -123,6 +123,15 @@ def test_an_app_that_raises_is_asked_again_with_pauses_that_grow_up_to_a_limit()
     assert bench.applier.stop(20)
 
 
+def test_the_entry_that_the_app_is_at_is_known_within_a_batch(bench: Bench) -> None:
+    seen: list[tuple[int, int]] = []
+    bench.app.on_write = lambda command, index: seen.append((index, bench.applier.position))
+    bench.applier.queue.put(work(5, commands(5, b"a", b"b"), commands(7, b"c", b"d", b"e")))
+    wait_until(lambda: bench.applied == [9])
+    assert seen == [(index, index) for index in range(5, 10)]
+    assert bench.applier.position == 9
+
+
 def test_the_end_interrupts_a_pause_and_tells_those_who_wait() -> None:
     bench = Bench(retry_seconds=1000, retry_max_seconds=1000)
 

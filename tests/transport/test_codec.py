@@ -98,7 +98,14 @@ KINDS: dict[str, tuple[Any, Any, Any]] = {
         codec.heartbeat,
     ),
     "HeartbeatReply": (
-        st.builds(HeartbeatReply, term=indexes, round=indexes, **who),
+        st.builds(
+            HeartbeatReply,
+            term=indexes,
+            round=indexes,
+            last_applied=indexes,
+            silent_seconds=st.floats(0, allow_infinity=False, allow_nan=False),
+            **who,
+        ),
         pb.HeartbeatRep,
         codec.heartbeat_reply,
     ),
