@@ -33,6 +33,7 @@ class RaftNode:
     bootstrap: the voters that found the cluster, address by id, the same on each of them. It founds a cluster only over
     an empty store; over the state of that same cluster it changes nothing, over any other state the start is refused.
     cluster_name: tells two clusters founded by the same list apart.
+    dial: for the address of a member, the one to reach it by from here, where that is another one: a tunnel, a proxy.
 
     Every method may be called from any thread and any greenlet, patched or not, and blocks only its caller.
     A node starts once. In a forked child it raises NodeForked: start one in the child.
@@ -48,6 +49,7 @@ class RaftNode:
         bootstrap: Mapping[str, str] | None = None,
         cluster_name: str = "",
         config: Config | None = None,
+        dial: Mapping[str, str] | None = None,
     ) -> None:
         if not isinstance(app, RaftApp):
             raise ConfigError("app must be a RaftApp; make one of a SimpleRaftApp with to_raft_app(app, repository)")
@@ -62,6 +64,9 @@ class RaftNode:
                 _check_address(address, "bootstrap address")
         if listen:
             _check_address(listen, "listen")
+        for address, dialled in (dial or {}).items():
+            _check_address(address, "each address in dial")
+            _check_address(dialled, "each address in dial")
         self.id = id
         self._supervisor = Supervisor(
             app,
@@ -72,6 +77,7 @@ class RaftNode:
             cluster_name=cluster_name,
             config=config if config is not None else Config(),
             sender=self,
+            dial=dial,
         )
 
     def __repr__(self) -> str:

@@ -108,6 +108,23 @@ class Members(click.ParamType[dict[str, str]]):
         return members
 
 
+class Dial(click.ParamType[dict[str, str]]):
+    """host:port=host:port,...: by which address another one is reached."""
+
+    name = "host:port=host:port,..."
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> dict[str, str]:
+        if not isinstance(value, str):
+            return dict(value)
+        dial: dict[str, str] = {}
+        for part in filter(None, map(str.strip, value.split(","))):
+            address, equals, dialled = part.partition("=")
+            if not equals:
+                self.fail(f"{part!r} is not of the form host:port=host:port", parameter, context)
+            dial[Address().convert(address, parameter, context)] = Address().convert(dialled, parameter, context)
+        return dial
+
+
 def seeds_option(verb: Verb) -> Verb:
     return click.option(
         "--seeds",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
-from geraft.cli.command import Address, Members
+from geraft.cli.command import Address, Dial, Members
 
 if TYPE_CHECKING:
     from geraft.app import RaftApp
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     type=Members(),
     default=None,
     help="All first members: the same list for each. On later starts it may stay or go.",
+)
+@click.option(
+    "--dial",
+    type=Dial(),
+    default=None,
+    help="Reach the members at these addresses of theirs by others: through a tunnel, a proxy.",
 )
 @click.option("--cluster-name", default="", help="Of a new cluster, to tell it from others at a glance.")
 @click.option(
@@ -67,6 +73,7 @@ def serve(
     advertise: str | None,
     data_dir: Path | None,
     bootstrap: dict[str, str] | None,
+    dial: dict[str, str] | None,
     cluster_name: str,
     storage: str,
     sync: str,
@@ -116,6 +123,7 @@ def serve(
         listen=listen or "",
         bootstrap=bootstrap,
         cluster_name=cluster_name,
+        dial=dial,
     )
     node.start()
     try:

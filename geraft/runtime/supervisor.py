@@ -99,6 +99,7 @@ class Supervisor:
         cluster_name: str,
         config: Config,
         sender: object,
+        dial: Mapping[str, str] | None = None,
     ) -> None:
         self.phase = Phase.NEW
         self.cause: BaseException | None = None
@@ -109,6 +110,7 @@ class Supervisor:
         self._bootstrap = dict(bootstrap) if bootstrap is not None else None
         self._cluster_name = cluster_name
         self.config = config
+        self._dial = dict(dial or {})
         self._generation = fork_generation()
         self._heard_at: dict[str, float] = {}
         self._refusals: dict[str, str] = {}
@@ -265,7 +267,7 @@ class Supervisor:
         listen = self._listen or (member.address if member is not None else "")
         if not listen:
             raise ConfigError("listen must be host:port")
-        self._transport = Transport(self, listen, self.config, self._hub)
+        self._transport = Transport(self, listen, self.config, self._hub, self._dial)
         self._loop = NodeLoop(
             self._raft,
             self._inbox,

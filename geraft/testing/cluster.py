@@ -4,6 +4,8 @@ with Cluster(tmp_path) as cluster, cluster.client() as client:
     client.apply(put("key", b"value"))
     cluster.kill(cluster.leader())
     assert decode_value(client.read(get("key"), timeout_seconds=20)) == b"value"
+
+LinkedCluster is one whose network can be cut, slowed and broken.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import geraft
 from geraft.client import Client
 from geraft.errors import GeraftError
 from geraft.runtime.status import NodeStatus
+from geraft.testing.links import Links
 
 T = TypeVar("T")
 
@@ -167,7 +170,8 @@ class Cluster:
     """Key-value nodes n1, n2, ... in processes of their own; a context manager that starts and always ends them.
 
     directory: for data and logs. members: address by id, by default `size` free ones. listen: where a node listens, if
-    not at its member address (a proxy may stand between). options: more arguments of `geraft serve`, for each node.
+    not at its member address (a proxy may stand between). options: more arguments of `geraft serve`, for each node;
+    options_of: for a node, those that are its own.
     """
 
     def __init__(
@@ -178,11 +182,13 @@ class Cluster:
         members: Mapping[str, str] | None = None,
         listen: Mapping[str, str] | None = None,
         options: Iterable[str] = (),
+        options_of: Callable[[str], Iterable[str]] = lambda node: (),
     ) -> None:
         self.directory = directory
         self.nodes: dict[str, NodeProcess] = {}
         self.members: dict[str, str] = {}
         self._options = list(options)
+        self._options_of = options_of
         self._listen = dict(listen or {})
         self._addresses_are_ours = members is None
         self._size = size
@@ -196,7 +202,14 @@ class Cluster:
         bootstrap = ",".join(f"{node}={address}" for node, address in self.members.items())
         for node in self.members:
             arguments = ["--id", node, "--bootstrap", bootstrap, "--listen", self.address(node)]
-            arguments += ["--data-dir", str(self.data(node)), "--log-level", "info", *self._options]
+            arguments += [
+                "--data-dir",
+                str(self.data(node)),
+                "--log-level",
+                "info",
+                *self._options,
+                *self._options_of(node),
+            ]
             self.nodes[node] = NodeProcess(node, arguments, self.directory / f"{node}.log")
 
     def address(self, node: str) -> str:
@@ -332,3 +345,40 @@ class Cluster:
             return len(ends) == 1 and all(end == applied and leader for end, applied, leader in ends)
 
         wait_until(f"{', '.join(names)} hold the same log", even, timeout_seconds)
+
+
+OUTSIDE = "outside"
+"""Whoever is no node of a LinkedCluster, as a sender or a receiver."""
+
+
+class LinkedCluster(Cluster):
+    """A Cluster whose every byte goes through `links`: from n1 to n2, from OUTSIDE to n1, and so on.
+
+    Each node reaches each other one by an address of its own. The addresses that members are known by are those of
+    links too, for whoever is outside; only what this object itself asks goes straight to the nodes.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        size: int = 3,
+        *,
+        options: Iterable[str] = (),
+        options_of: Callable[[str], Iterable[str]] = lambda node: (),
+    ) -> None:
+        nodes = [f"n{number}" for number in range(1, size + 1)]
+        listen = dict(zip(nodes, free_addresses(size), strict=True))
+        self.links = Links()
+        members = {node: self.links.add(OUTSIDE, node, listen[node]) for node in nodes}
+
+        def all_options_of(node: str) -> list[str]:
+            dial = [
+                f"{members[other]}={self.links.add(node, other, listen[other])}" for other in nodes if other != node
+            ]
+            return [*(("--dial", ",".join(dial)) if dial else ()), *options_of(node)]
+
+        super().__init__(directory, size, members=members, listen=listen, options=options, options_of=all_options_of)
+
+    def stop(self) -> None:
+        super().stop()
+        self.links.close()

@@ -201,7 +201,9 @@ class PeerLink:
         config: Config,
         peer: str,
         address: str,
+        dialled: str = "",
     ) -> None:
+        """address: the peer's, as all know it; dialled: by which we reach it, if that is another one."""
         self._services = services
         self.mode = mode
         self._config = config
@@ -211,7 +213,7 @@ class PeerLink:
         self._refused_until = 0.0
         self._lock = native_lock()
         self._calls: CallStream | None = None
-        self.channel = LazyChannel(address, channel_options(config.message_bytes_max))
+        self.channel = LazyChannel(dialled or address, channel_options(config.message_bytes_max))
         self._appends = PeerStream(
             self,
             "/geraft.Raft/SendAppendEntry",

@@ -29,10 +29,14 @@ class Transport:
     lives. `send` and `forward` never block and are for any thread; the rest is for one thread at a time.
     """
 
-    def __init__(self, services: Services, listen: str, config: Config, hub: HubThread) -> None:
+    def __init__(
+        self, services: Services, listen: str, config: Config, hub: HubThread, dial: Mapping[str, str] | None = None
+    ) -> None:
+        """dial: for a member's address, the one to reach it by from here, where that is another one."""
         self._services = services
         self._config = config
         self._mode = mode_for(hub)
+        self._dial = dict(dial or {})
         self._links: dict[str, PeerLink] = {}
         self._lock = native_lock()
         self._stopped = False
@@ -57,7 +61,8 @@ class Transport:
             gone = [links.pop(peer) for peer in list(links) if peers.get(peer) != links[peer].address]
             for peer, address in peers.items():
                 if peer not in links:
-                    links[peer] = PeerLink(self._services, self._mode, self._config, peer, address)
+                    dialled = self._dial.get(address, address)
+                    links[peer] = PeerLink(self._services, self._mode, self._config, peer, address, dialled)
             self._links = links
         for link in gone:
             if link.up:

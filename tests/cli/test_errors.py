@@ -19,6 +19,8 @@ from geraft.cli.cluster import free_addresses
         (["serve", "--id", "n1", "--storage", "memory", "--bootstrap", "n1"], "id=host:port"),
         (["serve", "--id", "n1", "--storage", "memory", "--bootstrap", "n1=nowhere"], "host:port"),
         (["serve", "--id", "n1", "--storage", "memory", "--listen", "127.0.0.1:99999"], "65535"),
+        (["serve", "--id", "n1", "--storage", "memory", "--dial", "127.0.0.1:7001"], "host:port=host:port"),
+        (["serve", "--id", "n1", "--storage", "memory", "--dial", "127.0.0.1:7001=n1"], "host:port"),
         (["kv", "get", "--seeds", "127.0.0.1", "key"], "host:port"),
         (["kv", "put", "key"], "VALUE"),
         (["kv", "list", "--timeout", "0"], "0"),

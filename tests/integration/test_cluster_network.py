@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 from cluster_stories import Writers, assert_nothing_lost, read_there, terms
-from tcp_proxy import TcpProxy
 
 from geraft.kv import decode_value, get, put
-from geraft.testing.cluster import Cluster, free_addresses, wait_until
+from geraft.testing.cluster import Cluster, LinkedCluster, wait_until
 
 pytestmark = pytest.mark.slow  # real processes, started and ended for each story: minutes together
 
@@ -19,33 +18,22 @@ NODES = ("n1", "n2", "n3")
 
 
 class Network:
-    """A cluster with a proxy before each node, all of which lose the same."""
+    """A cluster with links between its nodes, and what they lose just now."""
 
-    def __init__(self, cluster: Cluster, proxies: list[TcpProxy]) -> None:
+    def __init__(self, cluster: LinkedCluster) -> None:
         self.cluster = cluster
-        self._proxies = proxies
+        self._cuts = contextlib.ExitStack()
 
     def lose(self, *links: tuple[str, str]) -> None:
         """Of each (sender, receiver) nothing arrives from now on."""
-        for proxy in self._proxies:
-            proxy.lose(set(links))
+        self._cuts.close()
+        self._cuts.enter_context(self.cluster.links.cut(links))
 
 
 @pytest.fixture(scope="module")
 def running_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    listen = dict(zip(NODES, free_addresses(3), strict=True))
-    proxies: list[TcpProxy] = []
-
-    def pids() -> dict[str, int]:
-        return {node.id: node.pid for node in cluster.nodes.values() if node.running}
-
-    with contextlib.ExitStack() as ending:
-        for node in NODES:
-            proxies.append(TcpProxy(node, listen[node], pids))
-            ending.callback(proxies[-1].close)
-        members = {proxy.behind: proxy.address for proxy in proxies}
-        cluster = Cluster(tmp_path_factory.mktemp("network"), members=members, listen=listen)
-        yield Network(ending.enter_context(cluster), proxies)
+    with LinkedCluster(tmp_path_factory.mktemp("network")) as cluster:
+        yield Network(cluster)
 
 
 @pytest.fixture

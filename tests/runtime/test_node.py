@@ -52,6 +52,8 @@ def lonely() -> Iterator[RaftNode]:
         ({"bootstrap": {"n=1": "127.0.0.1:1"}}, "equal signs"),
         ({"listen": "7001"}, "listen must be host:port"),
         ({"listen": ":7001"}, "listen must be host:port"),
+        ({"dial": {"n2": "127.0.0.1:1"}}, "each address in dial must be host:port"),
+        ({"dial": {"127.0.0.1:1": "n2"}}, "each address in dial must be host:port"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
