@@ -4,7 +4,7 @@ command     what all verbs share: errors as one line, options that several have
 serve       one node of the key-value store                kv      put, get, delete, cas, list
 status      how a cluster is                               bench   how fast it is
 demo        a leader dies and nothing is lost        check-app  is an app deterministic?
-simulate    clusters on virtual time, under faults
+simulate    clusters on virtual time, under faults      chaos   real processes, under faults
 cluster     nodes in processes of their own, for demo and bench
 """
 
@@ -28,6 +28,7 @@ def main() -> None:
 
 def _add_verbs() -> None:
     from geraft.cli.bench import bench
+    from geraft.cli.chaos import chaos
     from geraft.cli.check_app import check_app
     from geraft.cli.demo import demo
     from geraft.cli.kv import kv
@@ -35,7 +36,7 @@ def _add_verbs() -> None:
     from geraft.cli.simulate import simulate
     from geraft.cli.status import status
 
-    for verb in (demo, serve, kv, status, bench, simulate, check_app):
+    for verb in (demo, serve, kv, status, bench, simulate, chaos, check_app):
         main.add_command(verb)
 
 

@@ -66,6 +66,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="What to log on stderr.",
 )
+@click.option(
+    "--callers",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    hidden=True,
+    help="Call the node from within, as the file says, and write down what came of it: for geraft chaos.",
+)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="Stop when the process that started us is gone.")
 def serve(
     node_id: str,
@@ -78,6 +85,7 @@ def serve(
     storage: str,
     sync: str,
     log_level: str,
+    callers: Path | None,
     until_stdin_closes: bool,
 ) -> None:
     """Run one node of the key-value store until it gets SIGTERM or SIGINT (Ctrl-C).
@@ -127,6 +135,10 @@ def serve(
     )
     node.start()
     try:
+        if callers is not None:
+            from geraft.testing.chaos.callers import call_from_within
+
+            call_from_within(node, callers)
         place = f"its data in {data_dir}" if storage == "sqlite" else "its data in memory"
         click.echo(f"{node_id} is ready on {node.address}, {place}; Ctrl-C stops it")
         run_until(node, stopping)
