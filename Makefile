@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 VERSIONS := 3.11 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-all lint types verify fix proto bench clean
+.PHONY: help demo test test-fast test-long test-all prove lint types verify fix proto bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test-fast: $(VENV)/dev ## The tests to run while working: without the slow ones
 
 test-long: $(VENV)/dev ## The tests that take minutes each, which nothing else runs
 	$(BIN)/python -m pytest -q -m long --timeout 1800
+
+prove: $(VENV)/runtime ## 20,000 seeds of the simulator and 10 minutes of chaos: about an hour (ARGS="--seeds 1000" for less)
+	$(BIN)/python tools/prove $(ARGS)
 
 test-all: ## The tests on each of Python 3.11, 3.12 and 3.13 that this machine has
 	@for version in $(VERSIONS); do \
