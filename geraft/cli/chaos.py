@@ -35,6 +35,13 @@ class Kinds(click.ParamType[tuple[str, ...]]):
 @click.option("--seconds", type=click.FloatRange(min=10), default=60.0, show_default=True, help="How long.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the plan of faults, and of what callers do.")
 @click.option("--nodes", type=click.IntRange(min=1, max=16), default=5, show_default=True, help="Size of the cluster.")
+@click.option(
+    "--patched",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="How many of the nodes run in a process that gevent has monkey-patched.",
+)
 @click.option("--callers", type=click.IntRange(min=1), default=6, show_default=True, help="Threads with a Client each.")
 @click.option(
     "--callers-inside", type=click.IntRange(min=0), default=2, show_default=True, help="Threads within each node."
@@ -73,6 +80,7 @@ def chaos(
     seconds: float,
     seed: int,
     nodes: int,
+    patched: int,
     callers: int,
     callers_inside: int,
     calls_per_second: float,
@@ -111,6 +119,7 @@ def chaos(
         seed=seed,
         seconds=seconds,
         nodes=nodes,
+        patched=min(patched, nodes),
         callers=callers,
         callers_inside=callers_inside,
         calls_per_second=calls_per_second,

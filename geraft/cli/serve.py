@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
+from gevent import monkey
 
 from geraft.cli.command import Address, AppFactory, Dial, Failed, Members
 
@@ -129,7 +130,8 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     if until_stdin_closes:
-        threading.Thread(target=_wait_until_stdin_closes, args=(stopping,), daemon=True).start()
+        # A native thread also where gevent has patched threading: there it would hold up everything else.
+        monkey.get_original("_thread", "start_new_thread")(_wait_until_stdin_closes, ())
 
     from geraft.node import RaftNode
     from geraft.plugins import load_plugins
@@ -188,8 +190,8 @@ def run_until(node: RaftNode, stopping: threading.Event) -> None:
         node.status()
 
 
-def _wait_until_stdin_closes(stopping: threading.Event) -> None:
+def _wait_until_stdin_closes() -> None:
     # Not through sys.stdin: its lock, held by this thread for good, would crash the interpreter at its end.
     while os.read(0, 4096):
         pass
-    stopping.set()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -83,11 +83,13 @@ class DidNotStart(Exception):
 class NodeProcess:
     """One `geraft serve`. It ends with this process at the latest: it watches its stdin."""
 
-    def __init__(self, node_id: str, arguments: Iterable[str], log_path: Path) -> None:
+    def __init__(self, node_id: str, arguments: Iterable[str], log_path: Path, *, patched: bool = False) -> None:
+        """patched: with the standard library monkey-patched by gevent, as a web server on gevent is."""
         self.id = node_id
         self.log_path = log_path
         self.paused = False
-        self._arguments = [sys.executable, "-m", "geraft", "serve", "--until-stdin-closes", *arguments]
+        program = ["-m", "gevent.monkey", "--module", "geraft"] if patched else ["-m", "geraft"]
+        self._arguments = [sys.executable, *program, "serve", "--until-stdin-closes", *arguments]
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -171,7 +173,8 @@ class Cluster:
 
     directory: for data and logs. members: address by id, by default `size` free ones. listen: where a node listens, if
     not at its member address (a proxy may stand between). options: more arguments of `geraft serve`, for each node;
-    options_of: for a node, those that are its own.
+    options_of: for a node, those that are its own. patched: how many of the last nodes run in a process that gevent has
+    monkey-patched.
     """
 
     def __init__(
@@ -183,12 +186,14 @@ class Cluster:
         listen: Mapping[str, str] | None = None,
         options: Iterable[str] = (),
         options_of: Callable[[str], Iterable[str]] = lambda node: (),
+        patched: int = 0,
     ) -> None:
         self.directory = directory
         self.nodes: dict[str, NodeProcess] = {}
         self.members: dict[str, str] = {}
         self._options = list(options)
         self._options_of = options_of
+        self._patched = patched
         self._listen = dict(listen or {})
         self._addresses_are_ours = members is None
         self._size = size
@@ -210,7 +215,8 @@ class Cluster:
                 *self._options,
                 *self._options_of(node),
             ]
-            self.nodes[node] = NodeProcess(node, arguments, self.directory / f"{node}.log")
+            patched = node in list(self.members)[len(self.members) - self._patched :]
+            self.nodes[node] = NodeProcess(node, arguments, self.directory / f"{node}.log", patched=patched)
 
     def address(self, node: str) -> str:
         """Where the node listens."""
@@ -365,6 +371,7 @@ class LinkedCluster(Cluster):
         *,
         options: Iterable[str] = (),
         options_of: Callable[[str], Iterable[str]] = lambda node: (),
+        patched: int = 0,
     ) -> None:
         nodes = [f"n{number}" for number in range(1, size + 1)]
         listen = dict(zip(nodes, free_addresses(size), strict=True))
@@ -377,7 +384,15 @@ class LinkedCluster(Cluster):
             ]
             return [*(("--dial", ",".join(dial)) if dial else ()), *options_of(node)]
 
-        super().__init__(directory, size, members=members, listen=listen, options=options, options_of=all_options_of)
+        super().__init__(
+            directory,
+            size,
+            members=members,
+            listen=listen,
+            options=options,
+            options_of=all_options_of,
+            patched=patched,
+        )
 
     def stop(self) -> None:
         super().stop()

@@ -51,10 +51,10 @@ class Journal:
             yield call
             ended = {"output": _encode_output(call.output)}
         except (NothingHappened, Rejected) as error:
-            ended = {"refused": type(error).__name__}
+            ended = {"refused": type(error).__name__, "said": str(error)}
             raise
         except BaseException as error:
-            ended = {"unknown": type(error).__name__}
+            ended = {"unknown": type(error).__name__, "said": str(error)}
             raise
         finally:
             at = time.monotonic_ns()

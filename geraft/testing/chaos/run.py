@@ -36,11 +36,16 @@ CHECK_SECONDS = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is played. callers: outside; callers_inside: in each node. kinds: of the faults, see plan.KINDS."""
+    """What is played.
+
+    callers: outside; callers_inside: in each node. patched: how many of the nodes run in processes that gevent has
+    patched. kinds: of the faults, see plan.KINDS.
+    """
 
     seed: int = 1
     seconds: float = 60.0
     nodes: int = 5
+    patched: int = 1
     callers: int = 6
     callers_inside: int = 2
     calls_per_second: float = 150.0
@@ -158,7 +163,10 @@ class Chaos:
         )
         load_path = self.directory / "load.json"
         cluster = LinkedCluster(
-            self.directory / "nodes", self.setting.nodes, options_of=lambda node: ["--callers", str(load_path)]
+            self.directory / "nodes",
+            self.setting.nodes,
+            options_of=lambda node: ["--callers", str(load_path)],
+            patched=self.setting.patched,
         )
         cluster.directory.mkdir()
         try:
