@@ -5,11 +5,10 @@ from geraft.client import Client
 from geraft.config import Config
 from geraft.core.membership import Member
 from geraft.node import RaftNode
-from geraft.per_process import PerProcess
 from geraft.runtime.hub import Consistency
 from geraft.runtime.status import ClusterInfo, NodeStatus, PeerStatus
 from geraft.simple import FileRepository, MemoryRepository, SimpleRaftApp, to_raft_app
-from geraft.storage import MemoryStorage, SqliteStorage
+from geraft.storage import FileStorage, MemoryStorage, SqliteStorage
 from geraft.storage.base import RaftStorage
 
 __all__ = [
@@ -18,13 +17,13 @@ __all__ = [
     "Config",
     "Consistency",
     "FileRepository",
+    "FileStorage",
     "MakeSnapshot",
     "Member",
     "MemoryRepository",
     "MemoryStorage",
     "NodeStatus",
     "PeerStatus",
-    "PerProcess",
     "RaftApp",
     "RaftNode",
     "RaftStorage",

@@ -16,7 +16,8 @@ def generate(directory: Path) -> None:
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # protoc-gen-mypy
     outputs = [f"--{plugin}={directory}" for plugin in ("python_out", "mypy_out")]
     services = [f"--{plugin}={directory}" for plugin in ("grpc_python_out", "mypy_grpc_out")]
-    messages_only = [f"-Igeraft/pb={ROOT / 'proto'}", *outputs, str(ROOT / "proto/kv.proto")]
+    without_service = [str(ROOT / "proto" / name) for name in ("kv.proto", "file_store.proto")]
+    messages_only = [f"-Igeraft/pb={ROOT / 'proto'}", *outputs, *without_service]
     with_service = [f"-Igeraft/pb={ROOT / 'proto'}", *outputs, *services, str(ROOT / "proto/geraft.proto")]
     for arguments in (messages_only, with_service):
         if protoc.main(["protoc", *arguments]) != 0:

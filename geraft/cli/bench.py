@@ -19,7 +19,7 @@ import click
 
 from geraft.cli.cluster import LocalCluster, directory_on_disk, filesystem_of
 from geraft.cli.command import Failed, Verb, VerbGroup
-from geraft.cli.serve import make_app_and_storage
+from geraft.cli.serve import STORAGES, make_app_and_storage
 
 if TYPE_CHECKING:
     from geraft.node import RaftNode
@@ -69,7 +69,9 @@ def bench_options(verb: Verb) -> Verb:
         click.option(
             "--value-bytes", type=click.IntRange(min=0), default=100, show_default=True, help="Of each value."
         ),
-        click.option("--storage", type=click.Choice(["sqlite", "memory"]), default="sqlite", show_default=True),
+        click.option(
+            "--storage", type=click.Choice(STORAGES), default="sqlite", show_default=True, help="The log store."
+        ),
         click.option(
             "--sync",
             type=click.Choice(["full", "normal", "off"]),
@@ -185,7 +187,9 @@ def read(
 def _measure_and_print(setting: Setting, directory: Path | None, as_json: bool) -> None:
     with _directory(directory) as place:
         if not as_json:
-            disk = "" if setting.storage == "memory" else f", synchronous={setting.sync} on {filesystem_of(place)}"
+            disk = "" if setting.storage == "memory" else f" on {filesystem_of(place)}"
+            if setting.storage == "sqlite":
+                disk = f", synchronous={setting.sync}{disk}"
             click.echo(
                 f"{setting.operations:,} {setting.consistency} {setting.operation}s".replace("  ", " ")
                 + f" of {setting.value_bytes} bytes by {setting.callers} callers"

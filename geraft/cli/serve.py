@@ -1,4 +1,4 @@
-"""geraft serve: one node, of the key-value store or of an app of the user's."""
+"""geraft serve: one node of the key-value store."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 from gevent import monkey
 
-from geraft.cli.command import Address, AppFactory, Dial, Failed, Members
+from geraft.cli.command import Address, Dial, Members
 
 if TYPE_CHECKING:
     from geraft.app import RaftApp
     from geraft.node import RaftNode
     from geraft.storage.base import RaftStorage
+
+LOG_NAMES = {"sqlite": "log.db", "file": "log"}
+"""What the log of each storage is called in the data directory."""
+STORAGES = [*LOG_NAMES, "memory"]
 
 
 @click.command()
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Directory of the node's log, vote and identity; made if need be. Needed with --storage sqlite.",
+    help="Directory of the node's log, vote and identity; made if need be. Needed unless --storage memory.",
 )
 @click.option(
     "--bootstrap",
@@ -49,10 +52,10 @@ if TYPE_CHECKING:
 @click.option("--cluster-name", default="", help="Of a new cluster, to tell it from others at a glance.")
 @click.option(
     "--storage",
-    type=click.Choice(["sqlite", "memory"]),
+    type=click.Choice(STORAGES),
     default="sqlite",
     show_default=True,
-    help="memory: for trials; a node that lost its state can't come back under its id.",
+    help="What keeps the log. memory: for trials; one without its state can't come back under its id.",
 )
 @click.option(
     "--sync",
@@ -60,13 +63,6 @@ if TYPE_CHECKING:
     default="full",
     show_default=True,
     help="When SQLite syncs the disk. Anything but full may lose acknowledged writes when the power fails.",
-)
-@click.option(
-    "--app",
-    "factory",
-    type=AppFactory(),
-    default=None,
-    help="Class or function that makes the state machine, a SimpleRaftApp or RaftApp.  [default: the key-value store]",
 )
 @click.option(
     "--log-level",
@@ -93,12 +89,11 @@ def serve(
     cluster_name: str,
     storage: str,
     sync: str,
-    factory: Callable[[], Any] | None,
     log_level: str,
     callers: Path | None,
     until_stdin_closes: bool,
 ) -> None:
-    """Run one node until it gets SIGTERM or SIGINT (Ctrl-C): of the key-value store, or of your own app with --app.
+    """Run one node of the key-value store until it gets SIGTERM or SIGINT (Ctrl-C).
 
     Prints one line when it is ready. Each node needs a name, an address and a directory of its own; all get the same
     --bootstrap list when they start for the first time.
@@ -110,12 +105,9 @@ def serve(
     Example: the second of three
       geraft serve --id n2 --listen 127.0.0.1:7002 --data-dir n2 \\
           --bootstrap n1=127.0.0.1:7001,n2=127.0.0.1:7002,n3=127.0.0.1:7003
-    \b
-    Example: class Bank of bank.py in this directory
-      geraft serve --id n1 --listen 127.0.0.1:7001 --data-dir n1 --bootstrap n1=127.0.0.1:7001 --app bank:Bank
     """
-    if storage == "sqlite" and data_dir is None:
-        raise click.UsageError("--storage sqlite needs --data-dir")
+    if storage != "memory" and data_dir is None:
+        raise click.UsageError(f"--storage {storage} needs --data-dir")
     own_address = advertise or listen
     if bootstrap is not None and own_address:
         bootstrap.setdefault(node_id, own_address)
@@ -137,7 +129,7 @@ def serve(
     from geraft.plugins import load_plugins
 
     load_plugins()
-    app, store = make_app_and_storage(storage, data_dir, sync, factory)
+    app, store = make_app_and_storage(storage, data_dir, sync)
     node = RaftNode(
         app,
         store,
@@ -153,35 +145,38 @@ def serve(
             from geraft.testing.chaos.callers import call_from_within
 
             call_from_within(node, callers)
-        place = f"its data in {data_dir}" if storage == "sqlite" else "its data in memory"
+        place = f"its data in {data_dir}" if storage != "memory" else "its data in memory"
         click.echo(f"{node_id} is ready on {node.address}, {place}; Ctrl-C stops it")
         run_until(node, stopping)
     finally:
         node.stop()
 
 
-def make_app_and_storage(
-    storage: str, data_dir: Path | None, sync: str, factory: Callable[[], Any] | None = None
-) -> tuple[RaftApp, RaftStorage]:
-    """The factory's app, by default a key-value store, and a log store, both in data_dir or both in memory.
-
-    An app that is no SimpleRaftApp keeps its snapshots where it wants.
-    """
-    from geraft.app import RaftApp
+def make_app_and_storage(storage: str, data_dir: Path | None, sync: str) -> tuple[RaftApp, RaftStorage]:
+    """A key-value app and a log store, both in data_dir or both in memory."""
     from geraft.kv import KeyValueApp
-    from geraft.simple import FileRepository, MemoryRepository, SimpleRaftApp, to_raft_app
-    from geraft.storage import MemoryStorage, SqliteStorage
+    from geraft.simple import FileRepository, MemoryRepository, to_raft_app
+    from geraft.storage import MemoryStorage
 
-    made = KeyValueApp() if factory is None else factory()
-    if not isinstance(made, RaftApp | SimpleRaftApp):
-        raise Failed(f"--app made a {type(made).__name__}, which is neither a RaftApp nor a SimpleRaftApp")
-    directory = None if storage == "memory" else data_dir
-    if isinstance(made, SimpleRaftApp):
-        made = to_raft_app(made, MemoryRepository() if directory is None else FileRepository(directory / "snapshots"))
-    if directory is None:
-        return made, MemoryStorage()
-    synchronous = cast('Literal["FULL", "NORMAL", "OFF"]', sync.upper())
-    return made, SqliteStorage(directory / "log.db", synchronous=synchronous)
+    if storage == "memory" or data_dir is None:
+        return to_raft_app(KeyValueApp(), MemoryRepository()), MemoryStorage()
+    return to_raft_app(KeyValueApp(), FileRepository(data_dir / "snapshots")), _durable_storage(storage, data_dir, sync)
+
+
+def _durable_storage(storage: str, data_dir: Path, sync: str) -> RaftStorage:
+    from geraft.storage import FileStorage, SqliteStorage
+
+    for other, name in LOG_NAMES.items():
+        if other != storage and (data_dir / name).exists():
+            raise click.UsageError(
+                f"{data_dir} holds a log of --storage {other}: a new one beside it would forget what this node promised"
+            )
+    path = data_dir / LOG_NAMES[storage]
+    if storage == "sqlite":
+        return SqliteStorage(path, synchronous=cast('Literal["FULL", "NORMAL", "OFF"]', sync.upper()))
+    if sync != "full":
+        raise click.UsageError(f"--sync {sync} is for --storage sqlite: {storage} syncs every write")
+    return FileStorage(path)
 
 
 def run_until(node: RaftNode, stopping: threading.Event) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Protocol
 
 from geraft.core.entries import ZERO, Ballot, EntryBatch, EntryId
 from geraft.core.membership import Configuration
@@ -18,6 +19,19 @@ from geraft.storage.base import Identity, StoredState, TermStart
 
 EMPTY = StoredState(identity=None, ballot=Ballot(0), first_index=1, last_entry=ZERO, terms=(), configurations=())
 """What a new store holds."""
+
+
+class BatchOutline(Protocol):
+    """What a state tells of a batch."""
+
+    @property
+    def term(self) -> int: ...
+    @property
+    def first_index(self) -> int: ...
+    @property
+    def last_entry(self) -> EntryId: ...
+    @property
+    def configuration(self) -> Configuration | None: ...
 
 
 def settle(batches: Sequence[EntryBatch]) -> Sequence[EntryBatch]:
@@ -53,7 +67,7 @@ def check_no_gap(state: StoredState, batches: Sequence[EntryBatch], *, path: str
 
 
 def after_write(
-    state: StoredState, identity: Identity | None, ballot: Ballot | None, settled: Sequence[EntryBatch]
+    state: StoredState, identity: Identity | None, ballot: Ballot | None, settled: Sequence[BatchOutline]
 ) -> StoredState:
     """The state of a store once it holds the settled batches. Tuples that stay as they are stay the same objects."""
     terms, configurations, last_entry = state.terms, state.configurations, state.last_entry

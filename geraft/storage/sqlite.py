@@ -19,13 +19,11 @@ page that lost its last rows looks like a shorter log; the checkpoint row tells.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import struct
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 from urllib.parse import quote
 from zlib import crc32
 
@@ -47,6 +45,7 @@ from geraft.errors import (
 from geraft.pb import geraft_pb2 as pb
 from geraft.records import BadRecord, decode_batch, decode_configuration, encode_batch, encode_configuration
 from geraft.storage.base import FORMAT_VERSION, Identity, RaftStorage, StoredState, TermStart
+from geraft.storage.holding import RESTORE_ADVICE, Lock, add_holder, check_process, remove_holder, sync, take_lock
 from geraft.storage.splice import (
     after_compact,
     after_forget,
@@ -74,11 +73,6 @@ WAL_BYTES_KEPT: Final = 16 * 1024 * 1024
 """A WAL that one huge entry has blown up is cut back to this."""
 BUSY_TIMEOUT_SECONDS: Final = 5.0
 """How long a write waits for a SQL tool that holds the file."""
-
-RESTORE_ADVICE: Final = (
-    "Restore the file, or remove the node from the cluster and add it again under a new id with an empty store."
-    " Do not start it under its old id without this file: it would forget what it promised"
-)
 
 # What the device or the system did, as opposed to bytes that can't be right.
 DEVICE_ERRORS: Final = {
@@ -135,7 +129,7 @@ class SqliteStorage(RaftStorage):
             raise ConfigError(f"path must name a file, not {given!r}: MemoryStorage is the store without one")
         self.path: Final = os.path.realpath(given)
         self._synchronous: Final = synchronous
-        self._lock: BinaryIO | None = None
+        self._lock: Lock | None = None
         self._pid = 0
         self._writer: sqlite3.Connection | None = None
         self._idle_readers: list[sqlite3.Connection] = []  # shared by threads: append and pop are atomic
@@ -156,12 +150,13 @@ class SqliteStorage(RaftStorage):
             _check_header(self.path)  # before the lock, which leaves a file beside what may not be ours
         else:
             _check_no_orphan(self.path)
-        lock = _take_lock(self.path)
+        lock = take_lock(self.path + ".lock", self.path)
         try:
             if not os.path.exists(self.path):
                 _create(self.path)
             _check_header(self.path)
             with self._errors("opening it"):
+                self._sync_what_a_crash_left()
                 with contextlib.closing(self._connect("ro")) as reader:  # closing this one writes nothing
                     self._check_wal(reader)
                     state = self._inspect(reader)
@@ -179,11 +174,11 @@ class SqliteStorage(RaftStorage):
                     writer.close()
                     raise
         except BaseException:
-            lock.close()
+            lock.release()
             raise
         self._lock, self._writer, self._pid, self._failure = lock, writer, os.getpid(), None
         self._state, self._cuts, self._wal_bytes = state, 0, WAL_BYTES_MAX // 2
-        _opened.add(self)
+        add_holder(self)
         return state
 
     def initialise(self, identity: Identity, batches: Sequence[EntryBatch]) -> None:
@@ -200,7 +195,7 @@ class SqliteStorage(RaftStorage):
             self._write(writer, state, None, ballot, batches)
 
     def read(self, first_index: int, last_index: int, bytes_max: int) -> list[EntryBatch]:
-        self._check_process()
+        check_process(self.path, self._pid)
         cuts, state = self._cuts, self._state
         if state is None:
             raise StorageFailed(f"{self.path} is not open", path=self.path)
@@ -276,8 +271,14 @@ class SqliteStorage(RaftStorage):
                 self._note_checkpoint(writer, state.last_entry.index)
         self._close_idle_readers()
         writer.close()  # moves the WAL into the file and removes it, unless a reader is still at work
-        lock.close()
-        _opened.discard(self)
+        lock.release()
+        remove_holder(self)
+
+    def let_go_after_fork(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        _left_to_the_parent.append((self, self._writer, list(self._idle_readers)))
+        self._idle_readers = []
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -410,7 +411,7 @@ class SqliteStorage(RaftStorage):
             self._checkpoint_index = last_index
 
     def _usable(self) -> tuple[sqlite3.Connection, StoredState]:
-        self._check_process()
+        check_process(self.path, self._pid)
         if self._writer is None or self._state is None:
             raise StorageFailed(f"{self.path} is not open", path=self.path)
         if self._failure is not None:
@@ -419,14 +420,6 @@ class SqliteStorage(RaftStorage):
                 path=self.path,
             ) from self._failure
         return self._writer, self._state
-
-    def _check_process(self) -> None:
-        if self._pid and self._pid != os.getpid():
-            raise StorageFailed(
-                f"{self.path} was opened by process {self._pid} and is used in {os.getpid()} after a fork:"
-                " a child must open a store of its own",
-                path=self.path,
-            )
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -585,6 +578,16 @@ class SqliteStorage(RaftStorage):
                 checksum=bytes_checksum,
                 sessions=sessions,
             )
+
+    def _sync_what_a_crash_left(self) -> None:
+        """Wait for the disk to have what is about to be read.
+
+        A process that was killed between a write and its sync leaves a transaction that only the system's memory holds.
+        It will be acted upon, so a failure of the power must not take it back.
+        """
+        if self._synchronous == "FULL":
+            with contextlib.suppress(FileNotFoundError):
+                sync(self.path + "-wal")
 
     def _check_wal(self, reader: sqlite3.Connection) -> None:
         """Raises StorageCorrupt if SQLite dropped transactions from the WAL that were complete.
@@ -778,9 +781,9 @@ def _create(path: str) -> None:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(directory)
+        sync(directory)
     except (sqlite3.Error, OSError) as error:
         raise StorageFailed(
             f"can't create {path}: {error}. Check the directory, its free space and who may write there", path=path
@@ -843,73 +846,5 @@ def _is_wal_header(header: bytes) -> bool:
     return header[:3] == b"\x37\x7f\x06" and header[24:] == struct.pack(">II", first, second)
 
 
-# The lock -------------------------------------------------------------------------------------------------------------
-
-
-def _take_lock(path: str) -> BinaryIO:
-    """Lock PATH.lock for as long as the file returned is open; a dead process holds no lock.
-
-    Raises StorageLocked with the id of the process that holds it.
-    """
-    name = path + ".lock"
-    try:
-        _make_directory(os.path.dirname(path))
-        lock = os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
-    except OSError as error:
-        raise StorageFailed(
-            f"can't open {name}: {error}. The directory must exist or be creatable, and be writable", path=path
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = lock.read(32).decode("ascii", "replace").strip() or "unknown"
-        lock.close()
-        raise StorageLocked(
-            f"{path} is in use by process {holder}: stop it, or give this node a path of its own", path=path
-        ) from None
-    except OSError as error:
-        lock.close()
-        raise StorageFailed(f"can't lock {name}: {error}. Use a local file system", path=path) from error
-    with contextlib.suppress(OSError):  # the id is for people; a full disk does not keep us from locking
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n".encode())
-    return lock
-
-
-def _make_directory(directory: str) -> None:
-    """Create the directory and those above it that are missing, durably."""
-    if os.path.isdir(directory):
-        return
-    parent = os.path.dirname(directory)
-    _make_directory(parent)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(directory)
-    _sync(parent)
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_opened: weakref.WeakSet[SqliteStorage] = weakref.WeakSet()
 _left_to_the_parent: list[object] = []
-
-
-def _let_go_after_fork() -> None:
-    """In a forked child: give up the parent's locks, or they would outlive it, and never close its connections.
-
-    Closing the lock's descriptor here leaves the parent's lock alone; closing a connection would touch its files.
-    """
-    for storage in list(_opened):
-        if storage._lock is not None:
-            storage._lock.close()
-        _left_to_the_parent.append((storage, storage._writer, list(storage._idle_readers)))
-        storage._idle_readers = []
-    _opened.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_after_fork)
+"""Connections of a parent process: closing one in its child would touch its files."""

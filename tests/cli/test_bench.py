@@ -15,6 +15,7 @@ from cli_processes import Command
         ["write", "--through", "node"],
         ["write", "--through", "client"],
         ["write", "--nodes", "1", "--sync", "off"],
+        ["write", "--storage", "file"],
         ["read", "--consistency", "lease", "--storage", "memory"],
     ],
     ids=" ".join,

@@ -1,8 +1,8 @@
 """A process that forks writers for test_crash.py, so that each of 50 victims starts in a millisecond.
 
-Each line of standard input is "PATH SEED STEPS": a child opens the store at PATH, repeats the steps of the plan SEED
-from the one after STEPS on, and prints a byte after each that was acknowledged, until it is killed. Its process id is
-printed first, on a line of its own; when it has died, a line with its exit status follows.
+Each line of standard input is "KIND PATH SEED STEPS": a child opens the store at PATH, repeats the steps of the plan
+SEED from the one after STEPS on, and prints a byte after each that was acknowledged, until it is killed. Its process id
+is printed first, on a line of its own; when it has died, a line with its exit status follows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from storage_batches import UNLIMITED, commands
 from geraft.core.entries import Ballot, EntryBatch, EntryId
 from geraft.core.membership import initial_configuration
 from geraft.core.snapshots import Snapshot
-from geraft.storage import RaftStorage, SqliteStorage
+from geraft.storage import FileStorage, RaftStorage, SqliteStorage
 from geraft.storage import sqlite as sqlite_store
 
 Step = Callable[[RaftStorage], object]
@@ -80,9 +80,20 @@ def plan(seed: int) -> Iterator[Step]:
         yield write(ballot, batches)
 
 
-def run(path: str, seed: int, steps: int) -> None:
+def make_sqlite(path: str) -> RaftStorage:
     sqlite_store.WAL_BYTES_MAX = 300_000  # so that some die while the WAL is moved into the file
-    storage = SqliteStorage(path)
+    return SqliteStorage(path)
+
+
+def make_file(path: str) -> RaftStorage:
+    return FileStorage(path, segment_bytes=20_000)  # so that some die while a segment begins
+
+
+KINDS: dict[str, Callable[[str], RaftStorage]] = {"sqlite": make_sqlite, "file": make_file}
+
+
+def run(kind: str, path: str, seed: int, steps: int) -> None:
+    storage = KINDS[kind](path)
     storage.open()
     for step in islice(plan(seed), steps, None):
         step(storage)
@@ -91,12 +102,12 @@ def run(path: str, seed: int, steps: int) -> None:
 
 def main() -> None:
     for line in sys.stdin:
-        path, seed, steps = line.split()
+        kind, path, seed, steps = line.split()
         child = os.fork()
         if child == 0:
             try:
                 os.write(1, b"%d\n" % os.getpid())
-                run(path, int(seed), int(steps))
+                run(kind, path, int(seed), int(steps))
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)

@@ -1,10 +1,10 @@
-"""Both stores keep the contract."""
+"""Each store keeps the contract."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from geraft.storage import MemoryStorage, RaftStorage, SqliteStorage
+from geraft.storage import FileStorage, MemoryStorage, RaftStorage, SqliteStorage
 from geraft.testing.storage_suite import StorageSuite
 
 
@@ -18,3 +18,13 @@ class TestMemoryStorage(StorageSuite):
 class TestSqliteStorage(StorageSuite):
     def make_storage(self, directory: Path) -> RaftStorage:
         return SqliteStorage(directory / "n1.db")
+
+
+class TestFileStorage(StorageSuite):
+    def make_storage(self, directory: Path) -> RaftStorage:
+        return FileStorage(directory / "log")
+
+
+class TestFileStorageOfShortSegments(StorageSuite):
+    def make_storage(self, directory: Path) -> RaftStorage:
+        return FileStorage(directory / "log", segment_bytes=1024)
