@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from functools import cache
 
 WINDOW_SAMPLES = 100
 FIRST_SAMPLES = 10
@@ -92,11 +93,7 @@ class FailureDetector:
         """The silence at which suspicion starts: where phi reaches the threshold, within the floor and its cap."""
         if self._suspect_after_seconds is None:
             mean, deviation = self._distribution()
-            low, high = 0.0, 100.0
-            for _ in range(40):  # bisection: once per window change, not per question
-                middle = (low + high) / 2
-                low, high = (low, middle) if _phi(middle) >= self.threshold else (middle, high)
-            wanted = mean + self.pause_seconds + high * deviation
+            wanted = mean + self.pause_seconds + _deviations_at(self.threshold) * deviation
             self._suspect_after_seconds = min(max(wanted, self.floor_seconds), CAP_FACTOR * self.floor_seconds)
         return self._suspect_after_seconds
 
@@ -105,6 +102,16 @@ class FailureDetector:
         mean = sum(self._samples) / count
         variance = sum((sample - mean) ** 2 for sample in self._samples) / count
         return mean, max(math.sqrt(variance), self.deviation_min_seconds)
+
+
+@cache
+def _deviations_at(threshold: float) -> float:
+    """The silence, in deviations beyond the mean, at which phi reaches the threshold."""
+    low, high = 0.0, 100.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _phi(middle) >= threshold else (middle, high)
+    return high
 
 
 def _phi(deviations: float) -> float:

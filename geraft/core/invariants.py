@@ -30,6 +30,10 @@ def check_server(raft: Raft) -> None:
         f" <= committed {raft.commit_index} <= last {log.last_entry.index}",
     )
     _require(raft.durable_index <= log.last_entry.index, f"{raft.id}: durable beyond the end of the log")
+    _require(
+        log.configuration_index <= log.last_entry.index,
+        f"{raft.id}: the configuration of entry {log.configuration_index} is in force, the log ends before it",
+    )
     _require(log.last_entry.term <= raft.term, f"{raft.id}: an entry of a later term than its own")
     if raft.role is Role.LEADER:
         _require(raft.leader_id == raft.id, f"{raft.id}: a leader follows {raft.leader_id!r}")

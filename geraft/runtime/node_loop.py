@@ -379,11 +379,10 @@ class NodeLoop:
             self.inbox.put(call)
 
     def _sweep_parked(self) -> None:
-        # A little early: who waits knows only that the time is up, and of a write would have to take that for unknown.
-        end = self._clock() + self.raft.settings.heartbeat_interval_seconds / 2
-        late = [call for call in self._parked if call.deadline <= end]
+        now = self._clock()
+        late = [call for call in self._parked if call.deadline <= now]
         if late:
-            self._parked = [call for call in self._parked if call.deadline > end]
+            self._parked = [call for call in self._parked if call.deadline > now]
             fail(late, NoLeader(self._why_no_leader()))
         if self.raft.leader_id:
             self._unpark()

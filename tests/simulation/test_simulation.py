@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,17 +15,6 @@ from geraft.core import reads
 from geraft.testing.simulation import SITUATIONS, Faults, Simulation, SimulationFailed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def the_mutations() -> Any:
-    spec = importlib.util.spec_from_file_location("core_mutations", ROOT / "tests" / "core" / "mutations.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.MUTATIONS
-
-
-MUTATIONS = the_mutations()
 
 
 def simulate(root: Path, *arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
@@ -77,7 +63,7 @@ def test_a_violation_tells_the_seed_the_history_and_how_to_replay_it(monkeypatch
     with pytest.raises(SimulationFailed) as failed:
         for seed in range(1, 100):
             Simulation(seed).run()
-    assert "was known before it began" in failed.value.reason
+    assert "before it began" in failed.value.reason
     assert len(failed.value.trace) > 10
     assert f"--trace {failed.value.seed} --nodes 3 --seconds 20" in str(failed.value)
 
@@ -96,33 +82,9 @@ def test_the_command_says_what_it_did() -> None:
     assert situation.strip().endswith("write with an unknown outcome")
 
 
-# Of those in tests/core/mutations.py, which break one rule each: the name, and within how many seeds it is found.
-FOUND = {
-    "prev is not checked": 20,
-    "the follower commits up to its own end": 10,
-    "heartbeats carry the leader's commit index": 12,
-    "a vote is told before it is durable": 4,
-    "what is in memory counts as durable": 4,
-    "reads do not wait for an entry of our term": 4,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FOUND, ids=lambda name: name.replace(" ", "-"))
-def test_a_broken_core_is_found(name: str, tmp_path: Path) -> None:
-    (mutation,) = [mutation for mutation in MUTATIONS if mutation.name == name]
-    shutil.copytree(ROOT / "geraft", tmp_path / "geraft", ignore=shutil.ignore_patterns("__pycache__"))
-    broken = tmp_path / "geraft" / "core" / mutation.file
-    assert broken.read_text().count(mutation.old) == 1
-    broken.write_text(broken.read_text().replace(mutation.old, mutation.new))
-    done = simulate(tmp_path, "--seeds", f"1:{FOUND[name]}")
-    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "replay it: geraft simulate --trace" in done.stdout
-
-
 @pytest.mark.slow
 def test_a_campaign_meets_the_rare_situations() -> None:
     met: Counter[str] = Counter()
     for seed in range(100, 150):
         met += Simulation(seed).run().counters
-    assert set(SITUATIONS) - set(met) <= {"truncation of a configuration", "truncation overtook the disk"}, met
+    assert set(SITUATIONS) - set(met) <= {"truncation overtook the disk"}, met

@@ -2,7 +2,8 @@
 
     Simulation(seed=1, nodes=3, seconds=20.0).run()
 
-cluster.py    Simulation: time, network, faults, and what is asked of the cluster in the end
+cluster.py    Simulation: time, network, and what is asked of the cluster in the end
+faults.py     what befalls it, and which storms bring about the rare orders
 server.py     one server: the real core, node loop, log writer and applier
 clients.py    callers who write, read, give up, and remember what they were told
 referee.py    judges every step, message and answer; counts the rare situations that were met
@@ -12,7 +13,7 @@ agenda.py     virtual time
 docs/proof.md says what is checked and what is not.
 """
 
-from geraft.testing.simulation.cluster import Faults as Faults
 from geraft.testing.simulation.cluster import Simulation as Simulation
 from geraft.testing.simulation.cluster import SimulationFailed as SimulationFailed
+from geraft.testing.simulation.faults import Faults as Faults
 from geraft.testing.simulation.referee import SITUATIONS as SITUATIONS

@@ -10,6 +10,8 @@ from typing import Any
 class Agenda:
     """now: seconds since the beginning. What is due at the same time happens in the order in which it was put in."""
 
+    __slots__ = ("_heap", "_number", "now")
+
     def __init__(self) -> None:
         self.now = 0.0
         self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
@@ -21,8 +23,8 @@ class Agenda:
         heapq.heappush(self._heap, (self.now + seconds, self._number, action, args))
 
     def run_until(self, end: float) -> None:
-        heap = self._heap
+        heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= end:
-            self.now, _, action, args = heapq.heappop(heap)
+            self.now, _, action, args = pop(heap)
             action(*args)
         self.now = end

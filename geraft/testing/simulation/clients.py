@@ -80,7 +80,7 @@ class Client:
         server.calls[number] = call, lambda: self._lost(operation)
         if world.tracing:
             world.log(self.server, f"is asked #{number}: {kind.name} {consistency.name} {message.decode()}")
-        server.put(call)
+        server.at_once(server.put, call)
         world.at(timeout, self._give_up, operation)
 
     def _give_up(self, operation: _Operation) -> None:

@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from geraft.core.effects import Effect, Persist, Role, Send
-from geraft.core.events import Event, PeerConnected, PeerDisconnected
+from geraft.core.entries import EntryId
+from geraft.core.events import Event
 from geraft.core.invariants import check_logs_match
-from geraft.core.messages import Message, PeerMessage
+from geraft.core.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    Message,
+    PeerMessage,
+    RequestVoteReply,
+)
 from geraft.core.raft import Raft, Settings
 from geraft.errors import NodeStopped, NoLeader, NotLeader, OutcomeUnknown, Unreachable
 from geraft.runtime.hub import Call, CallKind, RemoteCall, fail, finish
-from geraft.runtime.node_loop import Transfer
 from geraft.testing.scenarios import show_effect, show_message, show_persist
 from geraft.testing.simulation.agenda import Agenda
 from geraft.testing.simulation.clients import Client
+from geraft.testing.simulation.faults import LONGEST_ELECTION_TIMEOUT_SECONDS, Faults, Havoc
 from geraft.testing.simulation.referee import Referee, require
 from geraft.testing.simulation.server import SimulatedServer
 from geraft.testing.virtual import bootstrap_batch, configuration_of
 
-HEAL_SECONDS = 8.0
-"""After the faults: how long until a leader leads, every caller is served and nobody lags."""
+LATE_SECONDS = 3.0
+"""How long after the faults messages still arrive that were delayed, or waited for a server that stood still."""
+HEAL_SECONDS = 6.0
+"""After that: how long until one leads, and all others follow it."""
+SERVED_SECONDS = 12.0
+"""After that: how long until every caller was served."""
+CALM_SECONDS = 2.5
+"""After that: how long nobody may campaign."""
+CUT_OFF_SECONDS = 3.0
+"""For how long a minority is cut off then, which must disturb nobody."""
 QUIET_SECONDS = 4.5
-"""After that: how long until the last caller has its answer."""
+"""At the end: how long until the last caller has its answer."""
 TRACE_LINES = 60
 """How much of the end of a failed run its error tells."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
-    """What may befall a cluster. per_second: how often something does, on average; 0 for a peaceful one.
-
-    clock_drift: how much faster or slower than the true time clocks run at most, as a fraction. Beyond what
-    Settings.clock_drift_max allows between two clocks, reads under a lease are not held to be fresh.
-    """
-
-    per_second: float = 1.2
-    crashes: bool = True
-    pauses: bool = True
-    partitions: bool = True
-    loss: bool = True
-    duplicates: bool = True
-    reordering: bool = True
-    disks: bool = True
-    transfers: bool = True
-    clock_drift: float = 0.045
 
 
 class SimulationFailed(AssertionError):
@@ -78,22 +74,27 @@ class Simulation:
         self.seed = seed
         self.nodes = nodes
         self.seconds = seconds
-        self.faults = faults = faults if faults is not None else Faults()
+        self._faults_given = faults
         self._trace = trace
         self.tracing = trace is not None
         self.rng = rng = random.Random(seed)
-        self._agenda = Agenda()
-        self.at = self._agenda.at
+        self.faults = faults = faults if faults is not None else Faults.drawn(rng)
+        self.agenda = Agenda()
+        self.at = self.agenda.at
         hasty = rng.random() < 0.5
         self.settings = Settings(
-            acceptable_pause_seconds=0.05 if hasty else 0.5,  # hasty elections, close to what a lease may count on
+            acceptable_pause_seconds=0.2 if hasty else 0.5,  # hasty elections, close to what a lease may count on
             phi_deviation_min_seconds=0.02 if hasty else 0.1,
             cache_bytes_max=rng.choice((1500, 8 << 20)),
-            append_bytes_max=rng.choice((60, 400, 1 << 20)),
+            append_bytes_max=rng.choice((30, 400, 1 << 20)),
             inflight_messages_max=rng.choice((2, 64)),
             uncommitted_bytes_max=rng.choice((40, 128 << 20)),
             apply_bytes_max=rng.choice((100, 8 << 20)),
         )
+        longest = self.settings.election_timeout_seconds
+        if faults.tunings:
+            longest = max(longest, LONGEST_ELECTION_TIMEOUT_SECONDS)
+        self.patience_seconds = 2.5 * longest  # without a quorum, a leader must have stepped down by then
         fastest, slowest = 1 + faults.clock_drift, 1 - faults.clock_drift
         self.referee = Referee(
             leases_hold=slowest / fastest >= 1 - self.settings.clock_drift_max,
@@ -103,25 +104,33 @@ class Simulation:
         names = [str(number) for number in range(1, nodes + 1)]
         knows_stores = rng.random() < 0.5
         first = bootstrap_batch(configuration_of({id: f"store{id}" if knows_stores else "" for id in names}))
+        self.latency = rng.choice((0.0003, 0.002, 0.01))
+        self.disk_mean = rng.choice((0.0005, 0.005, 0.02))
+        self.turn_mean = rng.choice((0.0, 0.0, 0.0005, 0.003))
+        self.calls_per_second = rng.choice((1.0, 5.0, 20.0))
         drift = faults.clock_drift
-        self.servers = {id: SimulatedServer(self, id, [first], 1 + rng.uniform(-drift, drift)) for id in names}
-        self._cut: set[tuple[str, str]] = set()
-        self._loss = 0.0
-        self._slow_disks: dict[str, float] = {}
-        self._stormy = faults.per_second > 0
+        at_the_edge = rng.random() < 0.5
+
+        def clock_rate() -> float:
+            return 1 + (rng.choice((-drift, drift)) if at_the_edge else rng.uniform(-drift, drift))
+
+        self.servers = {id: SimulatedServer(self, id, [first], clock_rate()) for id in names}
+        self.referee.servers = self.servers
+        self.havoc = Havoc(self, faults)
+        self._faults_end = seconds
         self._last_number = 0
         self._arrivals: dict[tuple[str, str], float] = {}
-        self._latency = rng.choice((0.0003, 0.002, 0.01))
-        self._disk_mean = rng.choice((0.0005, 0.005, 0.02))
-        self.calls_per_second = rng.choice((1.0, 5.0, 20.0))
         self.clients = [Client(self) for _ in range(rng.choice((2, 6)))]
 
     @property
     def now(self) -> float:
-        return self._agenda.now
+        return self.agenda.now
 
     def run(self) -> Simulation:
         """Play it to its end. Raises SimulationFailed."""
+        logger = logging.getLogger("geraft.runtime")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)  # of faults that were wanted
         try:
             self._play()
         except Exception as error:
@@ -133,11 +142,15 @@ class Simulation:
             raise SimulationFailed(
                 reason, seed=self.seed, nodes=self.nodes, seconds=self.seconds, now=self.now, trace=trace
             ) from error
+        finally:
+            logger.setLevel(level)
         return self
 
     def _replayed(self) -> list[str]:
         lines: deque[str] = deque(maxlen=TRACE_LINES)
-        again = Simulation(self.seed, nodes=self.nodes, seconds=self.seconds, faults=self.faults, trace=lines.append)
+        again = Simulation(
+            self.seed, nodes=self.nodes, seconds=self.seconds, faults=self._faults_given, trace=lines.append
+        )
         try:
             again._play()
         except Exception:
@@ -149,48 +162,149 @@ class Simulation:
             server.start(self.settings)
         for client in self.clients:
             self.at(self.rng.uniform(0, 2), client.act)
-        if self._stormy:
-            self.at(self._until_next_fault(), self._befall)
-            self._agenda.run_until(self.seconds)
-            self._recover()
-        else:
-            self._agenda.run_until(self.seconds)
+        if self.faults.per_second > 0:
+            self.havoc.begin()
+        while self.now < self._faults_end:
+            self.agenda.run_until(min(self.now + 0.5, self._faults_end))
+        self._recover()
+        self.agenda.run_until(self.now + LATE_SECONDS)
+        self._wait_until(self._what_lags, HEAL_SECONDS)
         done = [client.done for client in self.clients]
-        self._agenda.run_until(self.now + HEAL_SECONDS)
-        for client, before in zip(self.clients, done, strict=True):
-            require(client.done > before, "a client is not served after the faults ended")
+        self._wait_until(
+            lambda: (
+                "a client is not served after the faults ended"
+                if any(client.done == before for client, before in zip(self.clients, done, strict=True))
+                else ""
+            ),
+            SERVED_SECONDS,
+        )
+        self._stay_calm(CALM_SECONDS)
+        one_is_cut_off = self.nodes > 2 and self.rng.random() < 0.5
+        idle = self.rng.random() < 0.5
+        if one_is_cut_off and not idle:
+            self._cut_minority_off()
+        for client in self.clients:
             client.stopped = True
-        self._agenda.run_until(self.now + QUIET_SECONDS)
+        self.agenda.run_until(self.now + QUIET_SECONDS)
         self._check_recovered()
+        if one_is_cut_off and idle:
+            self._cut_minority_off()
+
+    def end_faults_in(self, seconds: float) -> None:
+        self._faults_end = min(self._faults_end, self.now + seconds)
+
+    def _wait_until(self, what_lacks: Callable[[], str], seconds: float) -> None:
+        end = self.now + seconds
+        while (lack := what_lacks()) and self.now < end:
+            self.agenda.run_until(self.now + 0.25)
+        require(not lack, lack)
 
     def _recover(self) -> None:
         self.log("", "the faults end")
-        self._stormy = False
-        self._loss = 0.0
-        self._slow_disks.clear()
-        self._heal()
+        self.havoc.end()
         for server in self.servers.values():
-            server.paused_until = 0.0
+            server.paused_until = min(server.paused_until, self.now)
             server.effects_to_crash = None
             server.disk.broken = False
             if server.raft is not None and server.stuck_for(1.0):
                 server.crash()
             if server.raft is None:
-                self._start(server)
+                self.start(server)
+            elif server.raft.settings is not self.settings:
+                server.tune(self.settings)
+
+    def _stay_calm(self, seconds: float) -> None:
+        """Nothing befalls the cluster but what it must bear: nobody may have a reason to campaign.
+
+        Servers stumble for no longer than acceptable_pause_seconds, and messages come in that no server of this cluster
+        can have sent, as far as a cluster knows its members' stores.
+        """
+        self.referee.calm_for = frozenset(self.servers)
+        end = self.now + seconds
+        while self.now < end:
+            for server in self.servers.values():
+                if self.rng.random() < 0.3:
+                    server.pause(self.rng.random() * 0.9 * self.settings.acceptable_pause_seconds)
+            self._send_nonsense()
+            self.agenda.run_until(min(self.now + 0.6, end))
+        self.referee.calm_for = frozenset()
+
+    def _send_nonsense(self) -> None:
+        (leader,) = self.leaders()
+        raft = self.servers[leader].raft
+        others = [id for id in self.servers if id != leader]
+        if raft is None or not others:
+            return
+        member = raft.configuration.members[self.rng.choice(others)]
+        last = raft.log.last_entry
+        nonsense: list[PeerMessage] = [
+            # Under a member's name, from a store that is not its own: it lost its state, or is another cluster's.
+            Heartbeat(sender=member.id, sender_store="foreign", term=raft.term + 3, commit_index=0, round=1),
+            # In a term that has a leader already: such a message can't be.
+            AppendEntries(
+                sender=member.id,
+                sender_store=member.store_id,
+                term=raft.term,
+                prev=EntryId(last.term, last.index),
+                batches=(),
+                commit_index=0,
+            ),
+            AppendEntriesReply(
+                sender=member.id, sender_store=member.store_id, term=raft.term, match_index=last.index + 1000
+            ),
+        ]
+        message = self.rng.choice(nonsense if member.store_id else nonsense[1:])
+        self.referee.nonsense = message
+        self.log(leader, f"<- nonsense {show_message(message)}")
+        self.at(self.rng.random() * 0.3, self.arrive, leader, message)
+
+    def _cut_minority_off(self) -> None:
+        """Less than half of the servers lose touch with the leader or with all others, who must not notice."""
+        rng = self.rng
+        (leader,) = self.leaders()
+        followers = [id for id in self.servers if id != leader]
+        away = set(rng.sample(followers, rng.randint(1, (self.nodes - 1) // 2)))
+        across = [(a, b) for a in self.servers for b in self.servers if (a in away) != (b in away)]
+        way = rng.choice(("both", "in", "out", "leader", "leader"))
+        if way == "leader":
+            across = [(a, b) for a, b in across if a == leader]
+        elif way != "both":
+            across = [(a, b) for a, b in across if (b in away) == (way == "in")]
+        term = self.servers[leader].term
+        self.referee.calm_for = frozenset(self.servers) - away
+        self.havoc.cut(across, CUT_OFF_SECONDS)
+        self.agenda.run_until(self.now + CUT_OFF_SECONDS + 2.0)
+        self.referee.calm_for = frozenset()
+        terms = [server.term for server in self.servers.values()]
+        require(set(terms) == {term}, f"a minority that was cut off moved the term from {term} to {terms}")
+
+    def _what_lags(self) -> str:
+        """What is not as it should be: one leader, and everyone holds and has applied what it has committed."""
+        rafts: list[Raft] = [server.raft for server in self.servers.values() if server.raft is not None]
+        if len(rafts) != self.nodes:
+            return "a server stays down after the faults ended"
+        leaders = [raft for raft in rafts if raft.role is Role.LEADER]
+        if len(leaders) != 1:
+            return f"leaders after the faults ended: {[raft.id for raft in leaders]}"
+        for raft in rafts:
+            if raft.leader_id != leaders[0].id:
+                return f"{raft.id} does not follow {leaders[0].id} after the faults ended"
+        return ""
 
     def _check_recovered(self) -> None:
         """Liveness: one leader, and everyone holds and has applied what it has committed; all callers are answered."""
+        lag = self._what_lags()
+        require(not lag, lag)
         rafts: list[Raft] = [server.raft for server in self.servers.values() if server.raft is not None]
-        require(len(rafts) == self.nodes, "a server stays down after the faults ended")
-        leaders = [raft for raft in rafts if raft.role is Role.LEADER]
-        require(len(leaders) == 1, f"leaders after the faults ended: {[raft.id for raft in leaders]}")
+        (leader,) = [raft for raft in rafts if raft.role is Role.LEADER]
         check_logs_match(rafts)
         for raft in rafts:
             state = (raft.log.last_entry, raft.commit_index, raft.last_applied)
-            wanted = (leaders[0].log.last_entry, leaders[0].commit_index, leaders[0].commit_index)
+            wanted = (leader.log.last_entry, leader.commit_index, leader.commit_index)
             require(state == wanted, f"{raft.id} does not catch up: last, committed, applied {state}, not {wanted}")
         for server in self.servers.values():
             require(not server.calls, f"{server.id} never answers calls {sorted(server.calls)}")
+            require(all(transfer.done for _, transfer in server.transfers), f"{server.id} never ends a transfer")
 
     # What the servers need --------------------------------------------------------------------------------------------
 
@@ -222,44 +336,49 @@ class Simulation:
         return [id for id, server in self.servers.items() if server.raft and server.raft.role is Role.LEADER]
 
     def turn_seconds(self) -> float:
-        return self.rng.random() * 0.0005
+        return self.rng.random() * self.turn_mean
 
     def app_seconds(self) -> float:
         return self.rng.random() * 0.002
 
     def disk_seconds(self, server: SimulatedServer) -> float:
-        seconds = self.rng.expovariate(1 / self._disk_mean)
-        return seconds + self.rng.random() * self._slow_disks[server.id] if server.id in self._slow_disks else seconds
+        seconds = self.rng.expovariate(1 / self.disk_mean)
+        slow = self.havoc.slow_disks.get(server.id)
+        return seconds if slow is None else seconds + self.rng.random() * slow
+
+    def start(self, server: SimulatedServer) -> None:
+        if server.raft is None:
+            self.log(server.id, "starts")
+            server.start(self.settings)
+
+    def restart_later(self, server: SimulatedServer) -> None:
+        self.at(self.rng.uniform(0.05, 4.0), self.start, server)
 
     def _delay(self, sender: str, to: str) -> float:
-        rng = self.rng
-        delay = self._latency * (0.5 + rng.random())
-        if self._stormy and rng.random() < 0.03:
-            delay += rng.expovariate(2.0)
+        delay = self.havoc.delay(self.latency)
         if not self.faults.reordering:
             arrival = self._arrivals[sender, to] = max(self._arrivals.get((sender, to), 0.0), self.now + delay)
             delay = arrival - self.now
         return delay
 
-    def _reaches(self, sender: str, to: str) -> bool:
-        return (sender, to) not in self._cut and (not self._loss or self.rng.random() >= self._loss)
-
     def send(self, server: SimulatedServer, to: str, message: PeerMessage) -> None:
         """A message leaves."""
+        sender, havoc = server.id, self.havoc
         self.referee.leaves(server, to, message)
-        reaches = self._reaches(server.id, to)
+        reaches = havoc.reaches(sender, to)
         if self.tracing:
-            self.log(server.id, f"-> {to} {show_message(message)}{'' if reaches else ' (lost)'}")
-        if not reaches:
+            self.log(sender, f"-> {to} {show_message(message)}{'' if reaches else ' (lost)'}")
+        if havoc.raging and type(message) is RequestVoteReply and message.granted and not message.pre_vote:
+            havoc.voted(server)
+        if not reaches or havoc.holds_back(sender, to, message):
             return
-        self.at(self._delay(server.id, to), self._arrive, to, message)
-        if self._stormy and self.faults.duplicates and self.rng.random() < 0.01:
-            self.at(self._delay(server.id, to), self._arrive, to, message)
+        self.at(self._delay(sender, to), self.arrive, to, message)
+        if havoc.raging and self.faults.duplicates and self.rng.random() < 0.01:
+            self.at(self._delay(sender, to), self.arrive, to, message)
 
-    def _arrive(self, to: str, message: PeerMessage) -> None:
+    def arrive(self, to: str, message: PeerMessage) -> None:
         server = self.servers[to]
-        if server.raft is not None:
-            server.later(0.0, server.arrived, message)
+        server.at_once(server.arrived, message)
 
     def forward(self, origin: SimulatedServer, leader_id: str, call: Call) -> None:
         """A call goes on to the leader over a stream that may break: then nobody knows, or it comes back."""
@@ -281,14 +400,14 @@ class Simulation:
                 fail([call], error)
 
         def answer(error: BaseException | None, value: object = None) -> None:
-            if self._reaches(leader_id, origin.id):
-                self.at(self._delay(leader_id, origin.id), lambda: origin.later(0.0, come_back, error, value))
+            if self.havoc.reaches(leader_id, origin.id):
+                self.at(self._delay(leader_id, origin.id), origin.at_once, come_back, error, value)
             else:
                 broke()
 
         def broke() -> None:
             lost = Unreachable("the read was on its way") if call.kind is CallKind.READ else OutcomeUnknown("it broke")
-            self.at(self.rng.uniform(0.0, 0.5), lambda: origin.later(0.0, come_back, lost))
+            self.at(self.rng.uniform(0.0, 0.5), origin.at_once, come_back, lost)
 
         def arrive() -> None:
             leader = self.servers[leader_id]
@@ -312,122 +431,11 @@ class Simulation:
                 forwarded=True,
             )
             leader.calls[number] = remote, broke
-            leader.later(0.0, leader.put, remote)
+            leader.at_once(leader.put, remote)
 
-        if self._reaches(origin.id, leader_id):
+        if self.havoc.reaches(origin.id, leader_id):
             self.at(self._delay(origin.id, leader_id), arrive)
         elif self.rng.random() < 0.5:
             broke()
         else:
-            self.at(self.rng.uniform(0.0, 0.5), lambda: origin.later(0.0, come_back, Unreachable("no connection")))
-
-    # What befalls them ------------------------------------------------------------------------------------------------
-
-    def _until_next_fault(self) -> float:
-        return self.rng.expovariate(self.faults.per_second)
-
-    def _befall(self) -> None:
-        if not self._stormy:
-            return
-        faults, rng = self.faults, self.rng
-        victims = self.leaders() if rng.random() < 0.5 else list(self.servers)
-        victim = self.servers[rng.choice(victims or list(self.servers))]
-        kinds: list[tuple[bool, Callable[[SimulatedServer], None]]] = [
-            (faults.crashes, self._crash),
-            (faults.crashes, self._crash_all),
-            (faults.pauses, self._pause),
-            (faults.partitions and self.nodes > 1, self._partition),
-            (faults.partitions and self.nodes > 1, self._partition),
-            (faults.loss, self._lose),
-            (faults.disks, self._hamper_disk),
-            (faults.transfers, self._transfer),
-            (faults.transfers, self._transfer),
-        ]
-        allowed = [kind for allowed, kind in kinds if allowed]
-        if allowed:
-            rng.choice(allowed)(victim)
-        self.at(self._until_next_fault(), self._befall)
-
-    def _start(self, server: SimulatedServer) -> None:
-        if server.raft is None:
-            self.log(server.id, "starts")
-            server.start(self.settings)
-
-    def restart_later(self, server: SimulatedServer) -> None:
-        self.at(self.rng.uniform(0.05, 4.0), self._start, server)
-
-    def _crash(self, victim: SimulatedServer) -> None:
-        if victim.raft is None:
-            return
-        if self.rng.random() < 0.5:
-            victim.effects_to_crash = self.rng.randrange(8)
-        else:
-            victim.crash()
-            self.restart_later(victim)
-
-    def _crash_all(self, victim: SimulatedServer) -> None:
-        """A power cut for a majority, or for all."""
-        servers = list(self.servers.values())
-        for server in self.rng.sample(servers, self.rng.randint(len(servers) // 2 + 1, len(servers))):
-            if server.raft is not None:
-                server.crash()
-                self.at(self.rng.uniform(0.05, 1.0), self._start, server)
-
-    def _pause(self, victim: SimulatedServer) -> None:
-        seconds = self.rng.uniform(0, 3)
-        self.log(victim.id, f"stands still for {seconds:.3f} s")
-        victim.paused_until = self.now + seconds
-
-    def _partition(self, victim: SimulatedServer) -> None:
-        rng, names = self.rng, list(self.servers)
-        other = rng.choice([id for id in names if id != victim.id])
-        side = {victim.id, other} if rng.random() < 0.3 else {victim.id}
-        across = [(a, b) for a in names for b in names if (a in side) != (b in side)]
-        cut = rng.choice(
-            [
-                {(victim.id, other)},
-                {(victim.id, other), (other, victim.id)},
-                set(across),
-                set(across),
-                {(a, b) for a, b in across if a in side},
-                {(a, b) for a, b in across if b in side},
-            ]
-        )
-        self.log("", "cut: " + " ".join(f"{a}->{b}" for a, b in sorted(cut)))
-        self._cut |= cut
-        if rng.random() < 0.5:
-            for a, b in sorted(cut):
-                self._tell_of_stream(a, PeerDisconnected(peer=b))
-        self.at(rng.uniform(0.2, 5.0), self._heal)
-
-    def _heal(self) -> None:
-        cut, self._cut = self._cut, set()
-        if cut:
-            self.log("", "all links work")
-        for a, b in sorted(cut):
-            self._tell_of_stream(a, PeerConnected(peer=b))
-
-    def _tell_of_stream(self, id: str, event: PeerConnected | PeerDisconnected) -> None:
-        server = self.servers[id]
-        if server.raft is not None:
-            server.later(self.rng.random() * 0.1, server.put, event)
-
-    def _lose(self, _: SimulatedServer) -> None:
-        self._loss = self.rng.choice((0.0, 0.05, 0.1, 0.4))
-        self.log("", f"messages are lost: {self._loss:.0%}")
-
-    def _hamper_disk(self, victim: SimulatedServer) -> None:
-        if self.rng.random() < 0.2:
-            self.log(victim.id, "has a disk that fails")
-            victim.disk.broken = True
-            return
-        slow = self.rng.choice((0.05, 0.3, 2.0, 15.0))
-        self.log(victim.id, f"has a disk that takes up to {slow} s")
-        self._slow_disks[victim.id] = slow
-        self.at(self.rng.uniform(0.5, 4.0), self._slow_disks.pop, victim.id, None)
-
-    def _transfer(self, victim: SimulatedServer) -> None:
-        target = self.rng.choice(["", *self.servers])
-        if victim.raft is not None:
-            self.log(victim.id, f"is asked to hand leadership to {target or 'anyone'}")
-            victim.later(0.0, victim.put, Transfer(target))
+            self.at(self.rng.uniform(0.0, 0.5), origin.at_once, come_back, Unreachable("no connection"))

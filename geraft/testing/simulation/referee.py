@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from geraft.core.effects import (
     Alarm,
+    ConfigurationChanged,
     Effect,
     Persist,
     ProposalRefused,
@@ -21,11 +23,22 @@ from geraft.core.effects import (
     TruncatedTo,
 )
 from geraft.core.election import hears_leader
-from geraft.core.entries import Ballot, EntryId
+from geraft.core.entries import Ballot
 from geraft.core.events import EntriesLoaded, Event, Persisted, ReadRequested, Tick
 from geraft.core.invariants import ClusterHistory, InvariantBroken
-from geraft.core.messages import AppendEntries, AppendEntriesReply, PeerMessage, RequestVote, RequestVoteReply
+from geraft.core.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    HeartbeatReply,
+    PeerMessage,
+    RequestVote,
+    RequestVoteReply,
+)
+from geraft.core.quorum import is_quorum
 from geraft.core.raft import Raft
+from geraft.core.reads import holds_lease
+from geraft.storage.base import StoredState
 from geraft.testing.simulation.register import Cell
 
 if TYPE_CHECKING:
@@ -33,6 +46,7 @@ if TYPE_CHECKING:
 
 SITUATIONS = (
     "acknowledgement to a deposed leader ignored",
+    "app raised and was asked again",
     "append of a deposed leader answered",
     "call forwarded to the leader",
     "call waited for a leader",
@@ -49,6 +63,8 @@ SITUATIONS = (
     "leader stepped down without its quorum",
     "lease granted",
     "lease refused",
+    "messages let go out of order",
+    "nonsense refused",
     "pre-vote refused while a leader lives",
     "proposal refused as too much waits",
     "proposal refused during a transfer",
@@ -65,113 +81,308 @@ SITUATIONS = (
 """What a campaign must have met to mean anything; Simulation.counters says how often it did."""
 
 
+def term_in(state: StoredState, index: int) -> int | None:
+    """The term of a stored entry; None if the store does not hold it."""
+    if not state.first_index <= index <= state.last_entry.index:
+        return None
+    return state.terms[bisect_right(state.terms, index, key=lambda start: start.first_index) - 1].term
+
+
 def require(holds: bool, sentence: str) -> None:
     if not holds:
         raise InvariantBroken(sentence)
 
 
 class Watched(Raft):
-    """A Raft whose every step is judged."""
+    """A Raft whose every step is judged.
 
-    referee: Referee
+    seen: its state after the last step, as far as it is compared. reads_asked: by token, what was committed and who led
+    when the read came in.
+    """
+
+    server: SimulatedServer
+    seen: tuple[Any, ...] = ()
+
+    def __init__(self, **state: Any) -> None:
+        super().__init__(**state)
+        self.reads_asked: dict[int, tuple[int, int, bool]] = {}
+        self.leads_since = 0.0
 
     def step(self, event: Event) -> list[Effect]:
-        before = (self.role, self.log.last_entry, self.log.configuration_index, self.commit_index, self.last_applied)
         effects = super().step(event)
-        self.referee.stepped(self, event, effects, *before)
+        self.server.world.referee.stepped(self, event, effects)
         return effects
+
+
+CALM = frozenset((Tick, Heartbeat, HeartbeatReply, ReadRequested))
+"""What changes nothing that is judged, as long as the compared state is the same."""
 
 
 class Referee:
     """leases_hold: whether clocks differ by so little that a read under a lease must be fresh. log_step: writes down
-    each step before it is judged."""
+    each step before it is judged. servers: set by the simulation. calm_for: who has no reason to campaign at present.
+    nonsense: a message that no member sent.
+    """
+
+    servers: dict[str, SimulatedServer]
 
     def __init__(
         self, *, leases_hold: bool, log_step: Callable[[str, Event, list[Effect]], None] | None = None
     ) -> None:
         self._log_step = log_step
         self.leases_hold = leases_hold
+        self.calm_for: frozenset[str] = frozenset()
+        self.nonsense: PeerMessage | None = None
         self.counters: Counter[str] = Counter(dict.fromkeys(SITUATIONS, 0))
         self.history = ClusterHistory()
+        self._committed = 0  # the last index that any server committed
+        self._led = 0  # the last term that had a leader
+        self._configuration_before = 0  # the step that is judged: where the configuration in force stood
         self._told_votes: dict[tuple[str, int], str] = {}
         self._applied: dict[int, bytes] = {}
         self._applied_at: dict[int, int] = {}  # index by number of the write
         self._promised_at: dict[int, int] = {}  # number of the write by index, of writes answered when committed
         self._nothing_happened: set[int] = set()
         self._floor: dict[bytes, int] = {}
+        self._judge_effect: dict[type[Any], Callable[[Watched, Event, Any], None]] = {
+            Alarm: self._alarm,
+            ReadConfirmed: self._read_confirmed,
+            ReadRefused: self._read_refused,
+            RoleChanged: self._role_changed,
+            TransferEnded: self._transfer_ended,
+            ProposalRefused: self._proposal_refused,
+            TruncatedTo: self._truncated_to,
+            ConfigurationChanged: self._configuration_changed,
+        }
+        self._judge_event: dict[type[Any], Callable[[Watched, Any, list[Effect]], None]] = {
+            Tick: self._ticked,
+            AppendEntriesReply: self._append_answered,
+            RequestVote: self._vote_asked,
+            Persisted: self._persisted,
+            EntriesLoaded: self._entries_loaded,
+            AppendEntries: self._append_asked,
+            ReadRequested: self._read_asked,
+        }
 
     # After each step --------------------------------------------------------------------------------------------------
 
-    def stepped(
-        self,
-        raft: Raft,
-        event: Event,
-        effects: list[Effect],
-        role: Role,
-        last_entry: EntryId,
-        configuration_index: int,
-        commit_index: int,
-        last_applied: int,
-    ) -> None:
+    def stepped(self, raft: Watched, event: Event, effects: list[Effect]) -> None:
         if self._log_step is not None:
             self._log_step(raft.id, event, effects)
-        self.history.check(raft)
+        log = raft.log
+        before = raft.seen
+        raft.seen = after = (
+            raft.commit_index,
+            raft.last_applied,
+            log.last_entry,
+            log.configuration_index,
+            raft.durable_index,
+            raft.role,
+            raft.term,
+            raft.voted_for,
+        )
+        kind = type(event)
+        if after != before or kind not in CALM:
+            self.history.check(raft)
+            if raft.leader_id:
+                require(
+                    raft.leader_id == self.history.leaders.get(raft.term),
+                    f"{raft.id} follows {raft.leader_id} in term {raft.term}, whose leader is not that one",
+                )
+            if before:
+                self._moved(raft, before)
+        self._configuration_before = before[3] if before else 0
+        judges = self._judge_effect
+        for effect in effects:
+            judge_effect = judges.get(type(effect))
+            if judge_effect is not None:
+                judge_effect(raft, event, effect)
+        judge = self._judge_event.get(kind)
+        if judge is not None:
+            judge(raft, event, effects)
+
+    def _moved(self, raft: Watched, before: tuple[Any, ...]) -> None:
+        commit_index, last_applied, _, _, durable_index, role, _, _ = before
+        raft.server.term = raft.term
         require(raft.commit_index >= commit_index, f"{raft.id}: its commit index fell from {commit_index}")
         require(raft.last_applied >= last_applied, f"{raft.id}: what it applied fell from {last_applied}")
+        if raft.durable_index != durable_index:
+            index = raft.durable_index
+            term, on_disk = raft.log.term_at(index), term_in(raft.server.disk.state, index)
+            require(
+                on_disk in (term, None), f"{raft.id} takes {term}.{index} for durable, its disk has {on_disk}.{index}"
+            )
+            require(
+                raft.server.disk.last_index >= index,
+                f"{raft.id} takes {index} for durable, its disk ends at {raft.server.disk.last_index}",
+            )
+        if raft.commit_index > self._committed:
+            self._committed = raft.commit_index
+            if role is Role.LEADER and raft.log.term_at(commit_index + 1) != raft.term:
+                self.counters["entry of an earlier term committed by a later one"] += 1
+            self.check_committed_lasts(f"{raft.id} committed {raft.log.term_at(self._committed)}.{self._committed}")
+
+    def check_committed_lasts(self, what_happened: str) -> None:
+        """If the power failed everywhere now, nobody could be elected who lacks what is committed.
+
+        Looks at the disks alone: who lacks the last committed entry must be behind a quorum of them.
+        """
+        index = self._committed
+        term = self.history.committed.get(index)
+        if term is None:
+            return
+        states = {id: server.disk.state for id, server in self.servers.items()}
+        for id, state in states.items():
+            if index < state.first_index or term_in(state, index) == term or not state.configurations:
+                continue
+            configuration = state.configurations[-1][1]
+            if id not in configuration.voter_ids:
+                continue
+            behind = {other for other, its in states.items() if its.last_entry <= state.last_entry}
+            require(
+                not is_quorum(behind, configuration.quorum_groups),
+                f"{what_happened}, but {id} lacks {term}.{index} and could be elected by {sorted(behind)}"
+                " if the power failed now",
+            )
+
+    def _role_changed(self, raft: Watched, event: Event, effect: RoleChanged) -> None:
         counters = self.counters
-        kind = type(event)
-        for effect in effects:
-            match effect:
-                case Send() | Persist():
-                    pass
-                case Alarm():
-                    raise InvariantBroken(f"{raft.id}: {effect.sentence}")
-                case RoleChanged(old=Role.LEADER):
-                    counters["leader deposed with an uncommitted tail"] += last_entry.index > raft.commit_index
-                    counters["leader stepped down without its quorum"] += kind is Tick
-                case RoleChanged(old=Role.CANDIDATE, new=Role.PRE_CANDIDATE):
-                    counters["election without a winner"] += 1
-                case ReadRefused(reason=Reason.STEPPED_DOWN):
-                    counters["read refused by a step-down"] += len(effect.tokens)
-                case TransferEnded(reason=None):
-                    counters["transfer done"] += 1
-                case TransferEnded(reason=Reason.TIMED_OUT):
-                    counters["transfer aborted"] += 1
-                case ProposalRefused(reason=Reason.OVERLOADED):
-                    counters["proposal refused as too much waits"] += 1
-                case ProposalRefused(reason=Reason.TRANSFERRING):
-                    counters["proposal refused during a transfer"] += 1
-                case TruncatedTo():
-                    counters["truncation"] += 1
-                    counters["truncation of a configuration"] += effect.last.index < configuration_index
-        if role is Role.LEADER and raft.commit_index > commit_index and raft.log.term_at(commit_index + 1) != raft.term:
-            counters["entry of an earlier term committed by a later one"] += 1
-        if kind is AppendEntriesReply:
-            self._count_append_reply(raft, event)  # type: ignore[arg-type]
-        elif kind is RequestVote:
-            self._count_vote_request(raft, event, effects)  # type: ignore[arg-type]
-        elif kind is Persisted:
-            assert isinstance(event, Persisted)
-            overtaken = event.last_entry is not None and event.sequence < raft.persists_count_from
-            counters["truncation overtook the disk"] += overtaken
-        elif kind is EntriesLoaded:
-            assert isinstance(event, EntriesLoaded)
-            counters["entries loaded for a follower"] += bool(event.batches)
-        elif kind is AppendEntries:
-            counters["append of a deposed leader answered"] += event.term < raft.term  # type: ignore[union-attr]
-        elif kind is ReadRequested and event.lease and role is Role.LEADER:  # type: ignore[union-attr]
-            granted = any(type(effect) is ReadConfirmed for effect in effects)
-            counters["lease granted" if granted else "lease refused"] += 1
+        require(raft.id not in self.calm_for, f"{raft.id} turns {effect.new.value} although nothing befell the cluster")
+        if effect.old is Role.LEADER:
+            counters["leader deposed with an uncommitted tail"] += raft.log.last_entry.index > raft.commit_index
+            counters["leader stepped down without its quorum"] += type(event) is Tick
+        elif effect.old is Role.CANDIDATE and effect.new is Role.PRE_CANDIDATE:
+            counters["election without a winner"] += 1
+        if effect.new is Role.LEADER:
+            raft.leads_since = raft.server.world.now
+            self._led = max(self._led, raft.term)
+            self._check_election_lasts(raft)
+            if self.leases_hold:
+                self._check_no_lease(raft)
+            raft.server.world.havoc.leads(raft.server)
+        elif effect.new is Role.CANDIDATE:
+            raft.server.world.havoc.campaigns(raft.server)
 
-    def _count_append_reply(self, raft: Raft, reply: AppendEntriesReply) -> None:
-        self.counters["acknowledgement to a deposed leader ignored"] += (
-            raft.role is not Role.LEADER and reply.rejected is None
-        )
-        self.counters["conflict over several terms"] += (
-            raft.role is Role.LEADER and reply.rejected is not None and reply.hint.term + 1 < reply.rejected.term
+    def _check_election_lasts(self, raft: Watched) -> None:
+        """If the power failed everywhere now, nobody else could be elected in this term: enough votes are on disks."""
+        free = set()
+        for id, server in self.servers.items():
+            ballot = server.disk.ballot
+            if ballot.term < raft.term or (ballot.term == raft.term and ballot.voted_for != raft.id):
+                free.add(id)
+        require(
+            not is_quorum(free, raft.configuration.quorum_groups),
+            f"{raft.id} leads term {raft.term}, but {sorted(free)} could elect another in it if the power failed now",
         )
 
-    def _count_vote_request(self, raft: Raft, request: RequestVote, effects: list[Effect]) -> None:
+    def _check_no_lease(self, raft: Watched) -> None:
+        """Nobody who led before would still read under a lease if asked now."""
+        for id, server in self.servers.items():
+            other = server.raft
+            if id == raft.id or other is None or other.role is not Role.LEADER or other.term >= raft.term:
+                continue
+            if server.paused_until > server.world.now:
+                continue
+            now, other.now = other.now, server.clock()
+            leased = holds_lease(other)
+            other.now = now
+            require(not leased, f"{raft.id} leads term {raft.term}, but {id} still holds a lease of term {other.term}")
+
+    def _ticked(self, raft: Watched, event: Tick, effects: list[Effect]) -> None:
+        """Who leads hears a quorum, or stops leading; and a transfer ends."""
+        server = raft.server
+        now = server.world.now
+        bound = server.world.patience_seconds
+        while server.transfers and server.transfers[0][1].done:
+            del server.transfers[0]
+        if server.transfers:
+            asked_at = server.transfers[0][0]
+            require(now - max(asked_at, server.awake_since) <= bound, f"{raft.id} does not end a transfer in time")
+        if raft.role is not Role.LEADER:
+            return
+        if now - max(raft.leads_since, server.awake_since) <= bound:
+            return
+        heard = {id for id, at in server.heard.items() if now - at <= bound}
+        heard.add(raft.id)
+        require(
+            is_quorum(heard, raft.configuration.quorum_groups),
+            f"{raft.id} still leads term {raft.term}, although it heard only {sorted(heard)} in the last {bound} s",
+        )
+
+    def _read_asked(self, raft: Watched, event: ReadRequested, effects: list[Effect]) -> None:
+        if raft.role is not Role.LEADER:
+            return
+        confirmed = any(type(effect) is ReadConfirmed for effect in effects)
+        if event.lease:
+            self.counters["lease granted" if confirmed else "lease refused"] += 1
+        if not confirmed:
+            raft.reads_asked[event.token] = (self._committed, self._led, event.lease)
+
+    def _read_confirmed(self, raft: Watched, event: Event, effect: ReadConfirmed) -> None:
+        """What was committed anywhere when the read was asked for is in what it will see."""
+        for token in effect.tokens:
+            if type(event) is ReadRequested and event.token == token:
+                committed, led, lease = self._committed, self._led, event.lease
+            else:
+                committed, led, lease = raft.reads_asked.pop(token)
+            if lease and not self.leases_hold:
+                continue
+            require(
+                led <= raft.term,
+                f"{raft.id} of term {raft.term} confirms a read that began when term {led} had a leader",
+            )
+            require(
+                effect.read_index >= committed,
+                f"{raft.id} confirms a read at {effect.read_index}; {committed} was committed before it began",
+            )
+
+    def _read_refused(self, raft: Watched, event: Event, effect: ReadRefused) -> None:
+        for token in effect.tokens:
+            raft.reads_asked.pop(token, None)
+        if effect.reason is Reason.STEPPED_DOWN:
+            self.counters["read refused by a step-down"] += len(effect.tokens)
+
+    def _alarm(self, raft: Watched, event: Event, effect: Alarm) -> None:
+        require(event is self.nonsense, f"{raft.id}: {effect.sentence}")
+        self.counters["nonsense refused"] += 1
+
+    def _transfer_ended(self, raft: Watched, event: Event, effect: TransferEnded) -> None:
+        if effect.reason is None:
+            self.counters["transfer done"] += 1
+        elif effect.reason is Reason.TIMED_OUT:
+            self.counters["transfer aborted"] += 1
+
+    def _proposal_refused(self, raft: Watched, event: Event, effect: ProposalRefused) -> None:
+        if effect.reason is Reason.OVERLOADED:
+            self.counters["proposal refused as too much waits"] += 1
+        elif effect.reason is Reason.TRANSFERRING:
+            self.counters["proposal refused during a transfer"] += 1
+
+    def _truncated_to(self, raft: Watched, event: Event, effect: TruncatedTo) -> None:
+        self.counters["truncation"] += 1
+        self.counters["truncation of a configuration"] += effect.last.index < self._configuration_before
+
+    def _configuration_changed(self, raft: Watched, event: Event, effect: ConfigurationChanged) -> None:
+        if raft.role is Role.LEADER:
+            raft.server.world.havoc.changes_configuration(raft.server)
+
+    def _persisted(self, raft: Watched, event: Persisted, effects: list[Effect]) -> None:
+        overtaken = event.last_entry is not None and event.sequence < raft.persists_count_from
+        self.counters["truncation overtook the disk"] += overtaken
+
+    def _entries_loaded(self, raft: Watched, event: EntriesLoaded, effects: list[Effect]) -> None:
+        self.counters["entries loaded for a follower"] += bool(event.batches)
+
+    def _append_asked(self, raft: Watched, event: AppendEntries, effects: list[Effect]) -> None:
+        self.counters["append of a deposed leader answered"] += event.term < raft.term
+
+    def _append_answered(self, raft: Watched, reply: AppendEntriesReply, effects: list[Effect]) -> None:
+        if raft.role is not Role.LEADER:
+            self.counters["acknowledgement to a deposed leader ignored"] += reply.rejected is None
+        elif reply.rejected is not None:
+            self.counters["conflict over several terms"] += reply.hint.term + 1 < reply.rejected.term
+
+    def _vote_asked(self, raft: Watched, request: RequestVote, effects: list[Effect]) -> None:
         replies = [effect.message for effect in effects if type(effect) is Send]
         replies += [send.message for effect in effects if type(effect) is Persist for send in effect.then]
         for reply in replies:
@@ -190,6 +401,11 @@ class Referee:
         """What a message says of its sender's term, vote and log is on the disk when it leaves (3.8)."""
         ballot = server.disk.ballot
         kind = type(message)
+        if kind is AppendEntries and message.batches:  # type: ignore[union-attr]
+            require(
+                not server.loop._proposed,
+                f"{server.id} sends entries before it has noted who waits for them",  # rule 10: registered first
+            )
         if kind is RequestVoteReply or kind is RequestVote:
             if message.pre_vote and (kind is RequestVote or message.granted):  # type: ignore[union-attr]
                 return

@@ -6,8 +6,9 @@ each group of entries for the app. Power may fail between any two effects.
 
 from __future__ import annotations
 
+import math
 import random
-from _queue import SimpleQueue
+from _queue import Empty, SimpleQueue
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from geraft import signals
 from geraft.app import RaftApp
 from geraft.core.effects import Persist, Role
 from geraft.core.entries import Ballot, EntryBatch
+from geraft.core.events import SettingsChanged
 from geraft.core.messages import PeerMessage
 from geraft.core.raft import Raft, Settings
 from geraft.errors import NodeStopped, OutcomeUnknown, ReadTimeout, StorageFailed
@@ -25,7 +27,7 @@ from geraft.runtime.applier import Applier, Readers
 from geraft.runtime.dispatcher import Dispatcher
 from geraft.runtime.hub import Call, Inbox, RemoteCall, fail, finish
 from geraft.runtime.log_writer import LogWriter
-from geraft.runtime.node_loop import TICK_DUE, NodeLoop
+from geraft.runtime.node_loop import TICK_DUE, NodeLoop, Transfer
 from geraft.simple import MemoryRepository, to_raft_app
 from geraft.storage.base import Identity, StoredState
 from geraft.storage.memory import MemoryStorage
@@ -44,18 +46,31 @@ class PowerLoss(BaseException):
     """Ends whatever runs on a server at this moment. No Exception: nothing may catch it on the way."""
 
 
+class AppTrouble(Exception):
+    """Raised by the app, before it has changed anything."""
+
+
 class _NothingMore(Exception):
     """The node loop would wait for news now."""
 
 
 class SimulatedDisk(MemoryStorage):
-    """Durable when a write returns. broken: every write fails. ballot, last_index: what it holds."""
+    """Durable when a write returns. broken: every write fails. ballot, last_index: what it holds.
+
+    watch: called after a write that took entries back.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.broken = False
         self.ballot = Ballot(0)
         self.last_index = 0
+        self.watch: Callable[[], None] = lambda: None
+
+    @property
+    def state(self) -> StoredState:
+        """What power loss would leave."""
+        return self._state
 
     def open(self) -> StoredState:
         state = super().open()
@@ -68,7 +83,9 @@ class SimulatedDisk(MemoryStorage):
         super().write(ballot, batches)
         self.ballot = ballot or self.ballot
         if batches:
-            self.last_index = batches[-1].last_index
+            last_index, self.last_index = self.last_index, batches[-1].last_index
+            if batches[0].first_index <= last_index:
+                self.watch()
 
 
 class _Inbox(Inbox):
@@ -97,14 +114,23 @@ class _Inbox(Inbox):
 
 
 class _Queue(SimpleQueue[Any]):
-    """Of a worker: tells that there is work."""
+    """Of a worker: tells that there is work. taken: how much of it the worker may still take, None for all: a thread
+    takes what waits when it begins."""
 
     def __init__(self, put: Callable[[], None]) -> None:
         self._told = put
+        self.taken: int | None = None
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         super().put(item)
         self._told()
+
+    def get_nowait(self) -> Any:
+        if self.taken is not None:
+            if self.taken == 0:
+                raise Empty
+            self.taken -= 1
+        return super().get_nowait()
 
 
 class _Readers(Readers):
@@ -130,14 +156,26 @@ class _Readers(Readers):
         self._server.later(self._server.world.app_seconds(), job)
 
 
+class _Applier(Applier):
+    """Asks an app that raised again, without a pause: virtual time does not pass while it works."""
+
+    def _pause(self, seconds: float) -> None:
+        pass
+
+
 class _Dispatcher(Dispatcher):
     def __init__(self, server: SimulatedServer) -> None:
         self._server = server
+        self._committed = 0
 
     def send(self, signal: Signal, **fields: Any) -> None:
         self._server.may_lose_power()
         if signal is signals.role_changed:
             self._server.knock_soon()
+        elif signal is signals.committed:
+            first = fields["first_index"]
+            assert first == self._committed + 1, f"signal committed tells of {first} after {self._committed}"
+            self._committed = fields["last_index"]
 
 
 class SimulatedServer:
@@ -153,16 +191,24 @@ class SimulatedServer:
         self.life = 0
         self.paused_until = 0.0
         self.effects_to_crash: int | None = None
+        self.app_errors_due = 0
+        self.awake_since = 0.0  # when it began to run, started or after a pause
+        self.heard: dict[str, float] = {}  # when a message of each peer last came
+        self.transfers: list[tuple[float, Transfer]] = []  # with when each was asked for
+        self.term = 0
+        self._agenda = world.agenda
+        self._prompt = world.turn_mean == 0
         self.calls: dict[int, tuple[RemoteCall, Callable[[], None]]] = {}  # unanswered, each with what a crash means
         self.taken: set[int] = set()  # of those, which the node has got
         self.on_their_way: dict[int, Call] = {}  # to the leader, or back
         self.disk = SimulatedDisk()
+        self.disk.watch = lambda: world.referee.check_committed_lasts(f"{id}'s disk dropped entries")
         self.disk.open()
         self.disk.initialise(Identity("simulated", id, self.store_id), batches)
         self.disk.close()
 
     def clock(self) -> float:
-        return self.clock_zero + self.world.now * self.clock_rate
+        return self.clock_zero + self._agenda.now * self.clock_rate
 
     def start(self, settings: Settings) -> None:
         assert self.raft is None, "it runs already"
@@ -174,18 +220,23 @@ class SimulatedServer:
         self.paused_until = 0.0
         chance = random.Random(world.rng.random())
         self.raft = raft_from(self.id, self.store_id, state, settings, chance, self.clock(), Watched)
-        self.raft.referee = world.referee
+        self.raft.server = self
         world.referee.history.restarted(self.id, state.ballot)
         self._applied_index = 0
-        self._turn_due = self._running = self._knock_due = False
+        self.awake_since = self._agenda.now
+        self.app_errors_due = 0
+        self.heard.clear()
+        self.transfers.clear()
+        self._turn_due = self._running = False
+        self._knock_at = math.inf
         self._write_due_at: float | None = None
         self._applying = False
-        self._idle_seconds = 0.6 * min(settings.acceptable_pause_seconds, settings.election_timeout_seconds / 2)
+        self._idle_seconds = _idle_seconds(settings)
         raft_app = to_raft_app(Registers(self._app_writes), MemoryRepository())
         self._inbox = _Inbox(self._ask_for_turn, self.knock_soon)
         self._log_writer = LogWriter(self.disk, self.send, self._persisted, self._unexpected)
-        self._log_writer.queue = _Queue(self._disk_has_work)
-        self._applier = Applier(
+        self._log_writer.queue = self._disk_queue = _Queue(self._disk_has_work)
+        self._applier = _Applier(
             raft_app,
             self.disk,
             retry_seconds=1.0,
@@ -209,21 +260,39 @@ class SimulatedServer:
             why_no_leader=lambda: "no leader is known",
             clock=self.clock,
         )
-        self.later(0.0, self._knock)
+        self._knock_in(0.0)
+
+    def pause(self, seconds: float) -> None:
+        """Stand still from now on; what comes meanwhile waits."""
+        self.world.log(self.id, f"stands still for {seconds:.3f} s")
+        self.paused_until = max(self.paused_until, self._agenda.now + seconds)
+
+    def tune(self, settings: Settings) -> None:
+        """Go by these settings until the next restart."""
+        self._idle_seconds = _idle_seconds(settings)
+        self.at_once(self.put, SettingsChanged(settings=settings))
 
     def later(self, seconds: float, action: Callable[..., None], *args: Any) -> None:
         """Do it then, if this life still lasts, or as soon as the process goes on; power may fail in it."""
-        self.world.at(seconds, self._do, self.life, action, args)
+        self._agenda.at(seconds, self._do, self.life, action, args)
+
+    def at_once(self, action: Callable[..., None], *args: Any) -> None:
+        """Do it now, if the server runs, or as soon as the process goes on."""
+        self._do(self.life, action, args)
 
     def _do(self, life: int, action: Callable[..., None], args: tuple[Any, ...]) -> None:
         if self.raft is None or self.life != life:
             return
-        pause = self.paused_until - self.world.now
-        if pause > 0:
-            self.world.at(pause, self._do, life, action, args)
-            return
+        if self.paused_until:
+            pause = self.paused_until - self._agenda.now
+            if pause > 0:
+                self._agenda.at(pause, self._do, life, action, args)
+                return
+            self.awake_since, self.paused_until = self.paused_until, 0.0
         try:
             action(*args)
+            if self._turn_due and self._prompt:
+                self._turn()
         except PowerLoss:
             self.world.count("crash between two effects")
             self.crash()
@@ -244,6 +313,7 @@ class SimulatedServer:
             return
         self.world.log(self.id, "crashes")
         waiting: list[Persist] = []
+        self._disk_queue.taken = None
         while (persist := self._log_writer.take_more()) is not None:
             waiting.append(persist)
         written = self.world.rng.randrange(len(waiting) + 1) if waiting else 0
@@ -256,6 +326,7 @@ class SimulatedServer:
         if any(persist.ballot is not None and persist.ballot.voted_for for persist in waiting[written:]):
             self.world.count("crash that lost a vote")
         self._end()
+        self.transfers.clear()
         self.on_their_way = {}
         lost, self.calls = list(self.calls.values()), {}
         for _, tell in lost:
@@ -267,6 +338,7 @@ class SimulatedServer:
         self.world.count("disk failed")
         untaken = list(self._inbox.items)
         loop, applier, readers = self.loop, self._applier, self._readers
+        self._disk_queue.taken = None
         while self._log_writer.take_more() is not None:
             pass
         self._end()
@@ -279,6 +351,7 @@ class SimulatedServer:
         lost, self.calls = self.calls, {}
         left = sorted(set(lost) & self.taken)
         assert not left, f"{self.id} stopped and left callers without an answer: {left}"
+        assert all(transfer.done for _, transfer in self.transfers), f"{self.id} stopped and left a transfer unanswered"
         for _, tell in lost.values():  # they came too late to be taken
             tell()
 
@@ -290,16 +363,19 @@ class SimulatedServer:
     def _unexpected(error: BaseException) -> None:
         raise error
 
-    @staticmethod
-    def _apply_failed(index: int, attempt: int, error: BaseException) -> None:
-        raise error
+    def _apply_failed(self, index: int, attempt: int, error: BaseException) -> None:
+        if not isinstance(error, AppTrouble):
+            raise error
+        self.world.count("app raised and was asked again")
 
     # The node loop ----------------------------------------------------------------------------------------------------
 
     def _ask_for_turn(self) -> None:
+        """A prompt loop runs as soon as what happens now is over, one that is not takes what comes meanwhile too."""
         if not self._turn_due and not self._running:
             self._turn_due = True
-            self.later(self.world.turn_seconds(), self._turn)
+            if not self._prompt:
+                self.later(self.world.turn_seconds(), self._turn)
 
     def _turn(self) -> None:
         self._turn_due = False
@@ -311,26 +387,40 @@ class SimulatedServer:
         finally:
             self._running = False
 
-    def _knock(self) -> None:
+    def _knock_in(self, seconds: float) -> None:
+        """The ticker knocks then, or earlier."""
+        at = self._agenda.now + seconds
+        if at < self._knock_at:
+            self._knock_at = at
+            self.later(seconds, self._knock, at)
+
+    def _knock(self, at: float) -> None:
         """What the ticker does, but only where it can matter."""
+        if at != self._knock_at:
+            return
+        self._knock_at = math.inf
         raft = self.raft
         assert raft is not None
-        now = self.clock()
-        deadline = min(_deadline(raft), raft.now + self._idle_seconds)
-        if now >= deadline or self._inbox.items:
-            self._inbox.put(TICK_DUE)
+        if self._inbox.items or self.clock() >= self._deadline(raft):
+            self._inbox.items.append(TICK_DUE)
+            self._turn()
         resolution = self.world.settings.heartbeat_interval_seconds / 4
-        self.later(min(max(deadline - now, resolution), self._idle_seconds), self._knock)
+        wait = (self._deadline(raft) - self.clock()) / self.clock_rate + self.world.rng.random() * resolution
+        self._knock_in(max(wait, resolution))
+
+    def _deadline(self, raft: Raft) -> float:
+        """When a tick can matter next, if nothing else happens."""
+        if raft.role is Role.LEADER:
+            matters = raft.heartbeat_at_seconds
+        elif raft.campaign_at_seconds is not None:
+            matters = raft.campaign_at_seconds
+        else:
+            matters = raft.detector.heard_at_seconds + raft.detector.suspect_after_seconds()
+        return min(matters, raft.now + self._idle_seconds)
 
     def knock_soon(self) -> None:
         """At the ticker's next knock there is something to do."""
-        if not self._knock_due:
-            self._knock_due = True
-            self.later(self.world.settings.heartbeat_interval_seconds / 4, self._knock_once)
-
-    def _knock_once(self) -> None:
-        self._knock_due = False
-        self._inbox.put(TICK_DUE)
+        self._knock_in(self.world.settings.heartbeat_interval_seconds / 4)
 
     def put(self, item: Any) -> None:
         """Into the node's inbox."""
@@ -340,6 +430,7 @@ class SimulatedServer:
 
     def arrived(self, message: PeerMessage) -> None:
         """Of a peer."""
+        self.heard[message.sender] = self._agenda.now
         self.loop.message_arrived(message)
 
     def answered(self, number: int) -> None:
@@ -364,6 +455,7 @@ class SimulatedServer:
     def _disk_has_work(self) -> None:
         self.may_lose_power()
         if self._write_due_at is None:
+            self._disk_queue.taken = self._disk_queue.qsize()
             seconds = self.world.disk_seconds(self)
             self._write_due_at = self.world.now + seconds
             if seconds > STALL_SECONDS:
@@ -372,14 +464,14 @@ class SimulatedServer:
 
     def stuck_for(self, seconds: float) -> bool:
         """Whether the write that runs takes so much longer."""
-        return self._write_due_at is not None and self._write_due_at - self.world.now > seconds
+        return self._write_due_at is not None and self._write_due_at - self._agenda.now > seconds
 
     def _stalled(self) -> None:
         self.fail(StorageFailed("a write to the log store has hung for too long"))
         self.world.restart_later(self)
 
     def _write(self) -> None:
-        """The write ends, and with it all that came meanwhile."""
+        """The write ends. What came meanwhile is the next one."""
         self._write_due_at = None
         try:
             self._log_writer.work(self._log_writer.queue.get_nowait())
@@ -407,6 +499,9 @@ class SimulatedServer:
             self._app_has_work()
 
     def _app_writes(self, index: int, command: bytes) -> None:
+        if self.app_errors_due:
+            self.app_errors_due -= 1
+            raise AppTrouble("the simulated app has a bad moment")
         assert index > self._applied_index, f"{self.id} applies {index} after {self._applied_index}"
         self._applied_index = index
         self.world.referee.applied(self.id, index, command)
@@ -415,10 +510,6 @@ class SimulatedServer:
         self.loop.app_applied(index)
 
 
-def _deadline(raft: Raft) -> float:
-    """When a tick can matter next, if nothing else happens."""
-    if raft.role is Role.LEADER:
-        return raft.heartbeat_at_seconds
-    if raft.campaign_at_seconds is not None:
-        return raft.campaign_at_seconds
-    return raft.detector.heard_at_seconds + raft.detector.suspect_after_seconds()
+def _idle_seconds(settings: Settings) -> float:
+    """After a longer time without a tick Raft would believe that the process stood still."""
+    return 0.6 * min(settings.acceptable_pause_seconds, settings.election_timeout_seconds / 2)
