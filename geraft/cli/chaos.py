@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import click
 
 from geraft.cli.cluster import directory_on_disk
 from geraft.cli.command import Failed
+from geraft.cli.serve import LOG_NAMES
 
 if TYPE_CHECKING:
     from geraft.testing.chaos import Outcome, Setting
@@ -29,6 +32,19 @@ class Kinds(click.ParamType[tuple[str, ...]]):
             if kind not in KINDS:
                 self.fail(f"{kind!r} is none of {', '.join(KINDS)}", parameter, context)
         return kinds
+
+
+class Storages(click.ParamType[tuple[str, ...]]):
+    """What `geraft serve --storage` takes and keeps over a SIGKILL, with commas."""
+
+    name = "storage,..."
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
+        storages = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+        for storage in storages:
+            if storage not in LOG_NAMES:
+                self.fail(f"{storage!r} is none of {', '.join(LOG_NAMES)}", parameter, context)
+        return storages
 
 
 @click.command()
@@ -60,7 +76,19 @@ class Kinds(click.ParamType[tuple[str, ...]]):
     show_default=True,
     help="How callers read. stale breaks what the history is checked for: to see that the check fails.",
 )
+@click.option(
+    "--storages",
+    type=Storages(),
+    default="sqlite,sqlite,file",
+    show_default=True,
+    help="How the nodes store their logs, by turns.",
+)
 @click.option("--faults", "kinds", type=Kinds(), default=None, help="Only these kinds; --list-faults says which.")
+@click.option(
+    "--namespaces",
+    is_flag=True,
+    help="Each node in a network namespace, where packets are lost, instead of behind proxies. Only root can.",
+)
 @click.option("--list-faults", is_flag=True, help="Print the kinds of faults and end.")
 @click.option(
     "--directory",
@@ -85,7 +113,9 @@ def chaos(
     callers_inside: int,
     calls_per_second: float,
     reads: str,
+    storages: tuple[str, ...],
     kinds: tuple[str, ...] | None,
+    namespaces: bool,
     list_faults: bool,
     directory: Path | None,
     history: Path | None,
@@ -115,6 +145,8 @@ def chaos(
     if history is not None:
         _check(history)
         return
+    if namespaces:
+        _enter_namespace()
     setting = Setting(
         seed=seed,
         seconds=seconds,
@@ -124,7 +156,9 @@ def chaos(
         callers_inside=callers_inside,
         calls_per_second=calls_per_second,
         reads=reads,
+        storages=storages,
         kinds=kinds or tuple(KINDS),
+        namespaces=namespaces,
     )
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -139,6 +173,19 @@ def chaos(
         click.echo(f"data, logs, plan and history are in {own}", err=True)
         raise
     shutil.rmtree(own)
+
+
+def _enter_namespace() -> None:
+    """Begin again in a network namespace of our own, unless this is one."""
+    from geraft.testing.namespaces import inside_own_namespace, unavailable
+
+    if inside_own_namespace():
+        return
+    reason = unavailable()
+    if reason:
+        raise Failed(f"there can be no network namespaces here: {reason}")
+    sys.stdout.flush()
+    os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "geraft", *sys.argv[1:]])
 
 
 def _run(directory: Path, setting: Setting, quiet: bool) -> Outcome:

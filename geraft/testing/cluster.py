@@ -5,7 +5,7 @@ with Cluster(tmp_path) as cluster, cluster.client() as client:
     cluster.kill(cluster.leader())
     assert decode_value(client.read(get("key"), timeout_seconds=20)) == b"value"
 
-LinkedCluster is one whose network can be cut, slowed and broken.
+LinkedCluster is one whose network can be cut, slowed and broken; NamespacedCluster one whose packets can be lost.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from geraft.client import Client
 from geraft.errors import GeraftError
 from geraft.runtime.status import NodeStatus
 from geraft.testing.links import Links
+from geraft.testing.namespaces import Namespaces
 
 T = TypeVar("T")
 
@@ -83,13 +84,26 @@ class DidNotStart(Exception):
 class NodeProcess:
     """One `geraft serve`. It ends with this process at the latest: it watches its stdin."""
 
-    def __init__(self, node_id: str, arguments: Iterable[str], log_path: Path, *, patched: bool = False) -> None:
-        """patched: with the standard library monkey-patched by gevent, as a web server on gevent is."""
+    def __init__(
+        self,
+        node_id: str,
+        arguments: Iterable[str],
+        log_path: Path,
+        *,
+        patched: bool = False,
+        prefix: Iterable[str] = (),
+    ) -> None:
+        """patched: with the standard library monkey-patched by gevent, as a web server on gevent is.
+
+        prefix: a command that runs the one after it in its own place.
+        """
         self.id = node_id
         self.log_path = log_path
         self.paused = False
-        program = ["-m", "gevent.monkey", "--module", "geraft"] if patched else ["-m", "geraft"]
-        self._arguments = [sys.executable, *program, "serve", "--until-stdin-closes", *arguments]
+        self.arguments = list(arguments)
+        """Of `geraft serve`, at the next start."""
+        module = ["-m", "gevent.monkey", "--module", "geraft"] if patched else ["-m", "geraft"]
+        self._command = [*prefix, sys.executable, *module, "serve", "--until-stdin-closes"]
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -113,7 +127,7 @@ class NodeProcess:
         log: IO[str]
         with self.log_path.open("a") as log:
             self._process = subprocess.Popen(
-                self._arguments,
+                [*self._command, *self.arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -174,7 +188,7 @@ class Cluster:
     directory: for data and logs. members: address by id, by default `size` free ones. listen: where a node listens, if
     not at its member address (a proxy may stand between). options: more arguments of `geraft serve`, for each node;
     options_of: for a node, those that are its own. patched: how many of the last nodes run in a process that gevent has
-    monkey-patched.
+    monkey-patched. prefix_of: for a node, a command that runs the one after it in its own place.
     """
 
     def __init__(
@@ -187,6 +201,7 @@ class Cluster:
         options: Iterable[str] = (),
         options_of: Callable[[str], Iterable[str]] = lambda node: (),
         patched: int = 0,
+        prefix_of: Callable[[str], Iterable[str]] = lambda node: (),
     ) -> None:
         self.directory = directory
         self.nodes: dict[str, NodeProcess] = {}
@@ -194,6 +209,8 @@ class Cluster:
         self._options = list(options)
         self._options_of = options_of
         self._patched = patched
+        self._prefix_of = prefix_of
+        self._own_arguments: dict[str, list[str]] = {}
         self._listen = dict(listen or {})
         self._addresses_are_ours = members is None
         self._size = size
@@ -206,17 +223,18 @@ class Cluster:
         self.members = dict(members)
         bootstrap = ",".join(f"{node}={address}" for node, address in self.members.items())
         for node in self.members:
-            arguments = ["--id", node, "--bootstrap", bootstrap, "--listen", self.address(node)]
-            arguments += [
-                "--data-dir",
-                str(self.data(node)),
-                "--log-level",
-                "info",
-                *self._options,
-                *self._options_of(node),
-            ]
+            own = ["--id", node, "--listen", self.address(node), "--data-dir", str(self.data(node))]
+            own += ["--log-level", "info", *self._options, *self._options_of(node)]
+            self._own_arguments[node] = own
             patched = node in list(self.members)[len(self.members) - self._patched :]
-            self.nodes[node] = NodeProcess(node, arguments, self.directory / f"{node}.log", patched=patched)
+            arguments = [*own, "--bootstrap", bootstrap]
+            self.nodes[node] = NodeProcess(
+                node,
+                arguments,
+                self.directory / f"{node}.log",
+                patched=patched,
+                prefix=self._prefix_of(node),
+            )
 
     def address(self, node: str) -> str:
         """Where the node listens."""
@@ -392,6 +410,38 @@ class LinkedCluster(Cluster):
             options=options,
             options_of=all_options_of,
             patched=patched,
+        )
+
+    def stop(self) -> None:
+        super().stop()
+        self.links.close()
+
+
+class NamespacedCluster(Cluster):
+    """A Cluster each of whose nodes is in a network namespace of its own; `links` cuts them off each other and OUTSIDE.
+
+    This process must be alone in its namespace (`unshare --net`). Raises NamespacesUnavailable.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        size: int = 3,
+        *,
+        options: Iterable[str] = (),
+        options_of: Callable[[str], Iterable[str]] = lambda node: (),
+        patched: int = 0,
+    ) -> None:
+        nodes = [f"n{number}" for number in range(1, size + 1)]
+        self.links = Namespaces(nodes, OUTSIDE)
+        super().__init__(
+            directory,
+            size,
+            members={node: self.links.address(node) for node in nodes},
+            options=options,
+            options_of=options_of,
+            patched=patched,
+            prefix_of=self.links.prefix,
         )
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Doing to a LinkedCluster what a plan says."""
+"""Doing to a cluster what a plan says."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from geraft.errors import GeraftError
 from geraft.testing.chaos.plan import Fault, victims
-from geraft.testing.cluster import OUTSIDE, LinkedCluster
-from geraft.testing.links import Pair
+from geraft.testing.cluster import OUTSIDE, LinkedCluster, NamespacedCluster
+from geraft.testing.links import Links, Pair
 
 FLAP_SECONDS = 0.7
 RESET_SECONDS = 0.5
@@ -31,6 +31,9 @@ class Played:
     began: float
     ended: float = 0.0
     error: str = ""
+    """What went wrong that must not."""
+    refused: list[str] = field(default_factory=list)
+    """What was asked of the cluster by the fault, and did not happen."""
 
     def __str__(self) -> str:
         names = ", ".join(f"{node} (leads)" if node == self.leader else node for node in self.met)
@@ -44,7 +47,7 @@ class Player:
     say: called with a sentence as each begins and ends. stopped: ends all faults early.
     """
 
-    cluster: LinkedCluster
+    cluster: LinkedCluster | NamespacedCluster
     began: float
     say: Callable[[str], None]
     played: list[Played] = field(default_factory=list)
@@ -81,7 +84,7 @@ class Player:
                 self.played.append(played)
                 self.say(f"{played} for {fault.seconds:.1f} s")
                 if met:
-                    self._do(fault, met)
+                    self._do(fault, met, played)
         except Exception as error:
             played.error = f"{type(error).__name__}: {error}"
         finally:
@@ -110,12 +113,13 @@ class Player:
                 with self._lock:
                     self._in_hand.difference_update(met)
 
-    def _do(self, fault: Fault, met: list[str]) -> None:
+    def _do(self, fault: Fault, met: list[str], played: Played) -> None:
         cluster, links, rng = self.cluster, self.cluster.links, random.Random(fault.draw)
         others = sorted(set(cluster.members) - set(met))
         says = [(node, other) for node in met for other in others]
         hears = [(other, node) for node, other in says]
         a_link = [rng.choice(says)] if says else []
+        proxies = links if isinstance(links, Links) else None
         match fault.kind:
             case "kill":
                 for node in met:
@@ -149,15 +153,15 @@ class Player:
                 self._last(fault, links.cut(a_link))
             case "flap":
                 self._again_and_again(fault, FLAP_SECONDS, lambda: self._cut_for(FLAP_SECONDS / 2, [*says, *hears]))
-            case "slow":
-                self._last(fault, links.slow([*says, *hears], *SLOW_SECONDS))
-            case "half-open":
+            case "slow" if proxies is not None:
+                self._last(fault, proxies.slow([*says, *hears], *SLOW_SECONDS))
+            case "half-open" if proxies is not None:
                 for node, other in says:
                     ends = (node, other)
-                    links.half_open(*(ends if rng.random() < 0.5 else ends[::-1]))
+                    proxies.half_open(*(ends if rng.random() < 0.5 else ends[::-1]))
                 self._last(fault)
-            case "reset":
-                self._again_and_again(fault, RESET_SECONDS, lambda: [links.reset(*pair) for pair in says])
+            case "reset" if proxies is not None:
+                self._again_and_again(fault, RESET_SECONDS, lambda: [proxies.reset(*pair) for pair in says])
             case "no-callers":
                 self._last(fault, links.cut([pair for node in met for pair in ((node, OUTSIDE), (OUTSIDE, node))]))
             case "mute-to-callers":

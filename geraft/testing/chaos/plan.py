@@ -35,6 +35,9 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """What each kind of fault does to those it meets, and whom it may be meant for."""
 
+BY_LINKS_ONLY = frozenset({"slow", "half-open", "reset"})
+"""Kinds that need Links: network namespaces can't do them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:

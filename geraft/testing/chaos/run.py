@@ -17,8 +17,8 @@ from geraft.kv import decode_pairs, list_pairs
 from geraft.testing.chaos.callers import END_FILE, Load, OutsideCallers
 from geraft.testing.chaos.faults import Played, Player
 from geraft.testing.chaos.history import Journal, Seen, read_journal, write_history
-from geraft.testing.chaos.plan import KINDS, Fault, make_plan
-from geraft.testing.cluster import LinkedCluster
+from geraft.testing.chaos.plan import BY_LINKS_ONLY, KINDS, Fault, make_plan
+from geraft.testing.cluster import LinkedCluster, NamespacedCluster
 from geraft.testing.linearizability import Operation, Report, Verdict, check
 from geraft.testing.models import Get, KeyValue, call_key_value
 
@@ -39,7 +39,8 @@ class Setting:
     """What is played.
 
     callers: outside; callers_inside: in each node. patched: how many of the nodes run in processes that gevent has
-    patched. kinds: of the faults, see plan.KINDS.
+    patched. storages: of the nodes, by turns. kinds: of the faults, see plan.KINDS.
+    namespaces: each node is in a network namespace instead of behind links, which leaves out plan.BY_LINKS_ONLY.
     """
 
     seed: int = 1
@@ -50,7 +51,9 @@ class Setting:
     callers_inside: int = 2
     calls_per_second: float = 150.0
     reads: str = "both"
+    storages: tuple[str, ...] = ("sqlite", "sqlite", "file")
     kinds: tuple[str, ...] = tuple(KINDS)
+    namespaces: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,8 @@ class Row:
     seconds: float
     silence_seconds: float
     error: str = ""
+    refused: int = 0
+    """How often the cluster did not do what the fault asked of it."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +100,7 @@ class Outcome:
         for row in self.rows:
             lines.append(
                 f"{row.what:<{width}}  {row.at_seconds:5.1f} s  {row.seconds:4.1f} s  {row.silence_seconds:6.2f} s"
+                + (f"  {row.refused} x refused" if row.refused else "")
                 + (f"  {row.error}" if row.error else "")
             )
         return "\n".join(lines)
@@ -148,7 +154,7 @@ class Chaos:
     def __init__(self, directory: Path, setting: Setting, say: Callable[[str], None] = lambda line: None) -> None:
         self.directory = directory
         self.setting = setting
-        self.plan: list[Fault] = make_plan(setting.seed, setting.seconds, setting.kinds)
+        self.plan: list[Fault] = make_plan(setting.seed, setting.seconds, self._kinds())
         self.outcome = Outcome(setting=setting, directory=directory)
         self._say = say
         self._journals = directory / "callers"
@@ -162,10 +168,12 @@ class Chaos:
             json.dumps({"setting": asdict(self.setting), "plan": [asdict(fault) for fault in self.plan]}, indent=1)
         )
         load_path = self.directory / "load.json"
-        cluster = LinkedCluster(
+        kind = NamespacedCluster if self.setting.namespaces else LinkedCluster
+        cluster = kind(
             self.directory / "nodes",
             self.setting.nodes,
-            options_of=lambda node: ["--callers", str(load_path)],
+            options=["--callers", str(load_path)],
+            options_of=self._storage_of,
             patched=self.setting.patched,
         )
         cluster.directory.mkdir()
@@ -184,6 +192,14 @@ class Chaos:
         self._judge(ended)
         return outcome
 
+    def _kinds(self) -> list[str]:
+        left_out = BY_LINKS_ONLY if self.setting.namespaces else frozenset[str]()
+        return [kind for kind in self.setting.kinds if kind not in left_out]
+
+    def _storage_of(self, node: str) -> list[str]:
+        storages = self.setting.storages
+        return ["--storage", storages[int(node[1:]) % len(storages)]]
+
     def _load(self, callers: int) -> Load:
         setting = self.setting
         everyone = setting.callers + setting.nodes * setting.callers_inside
@@ -197,7 +213,7 @@ class Chaos:
             reads=setting.reads,
         )
 
-    def _play(self, cluster: LinkedCluster) -> float:
+    def _play(self, cluster: LinkedCluster | NamespacedCluster) -> float:
         """Faults under load, until the load has ended and a write went through after the last fault; when that was."""
         self._began = time.monotonic()
         outside = OutsideCallers(list(cluster.members.values()), self._load(self.setting.callers))
@@ -244,7 +260,7 @@ class Chaos:
     def _tell(self, what: str) -> None:
         self._say(f"{self._now():6.1f} s  {what}")
 
-    def _complain(self, cluster: LinkedCluster, player: Player, outside: OutsideCallers) -> bool:
+    def _complain(self, cluster: LinkedCluster | NamespacedCluster, player: Player, outside: OutsideCallers) -> bool:
         """Whether something is wrong that nothing can mend."""
         complaints = self.outcome.complaints
         complaints += [f"a caller outside ended: {error!r}" for error in outside.errors]
@@ -254,7 +270,7 @@ class Chaos:
                 complaints.append(f"{node.id} ended by itself: {last}")
         return bool(complaints)
 
-    def _settle(self, cluster: LinkedCluster) -> None:
+    def _settle(self, cluster: LinkedCluster | NamespacedCluster) -> None:
         """Without load: all nodes come to hold the same, and every key that was called has a value to be explained."""
         outcome = self.outcome
         time.sleep(self._load(0).timeout_seconds)  # until the callers within have ended
@@ -333,4 +349,5 @@ class Chaos:
                 (length for length, since in gaps if since < end and since + length > played.began), default=0.0
             ),
             error=played.error,
+            refused=len(played.refused),
         )

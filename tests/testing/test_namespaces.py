@@ -1,0 +1,51 @@
+"""Nodes in network namespaces: a real cluster whose packets are lost one way. Needs root and the kernel's help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from geraft.testing.namespaces import Namespaces, NamespacesUnavailable, inside_own_namespace, unavailable
+
+STORY = """
+import pathlib, sys
+from geraft.kv import decode_value, get, put
+from geraft.testing.cluster import OUTSIDE, NamespacedCluster, wait_until
+
+with NamespacedCluster(pathlib.Path(sys.argv[1])) as cluster, cluster.client() as client:
+    client.apply(put("key", b"before"), timeout_seconds=30)
+    leader = cluster.leader()
+    one, another = [node for node in cluster.members if node != leader]
+    with cluster.links.cut([(leader, one), (leader, another)]):  # it hears them, and they don't hear it
+        assert cluster.leader(other_than=leader) in (one, another)
+        client.apply(put("key", b"after"), timeout_seconds=30)
+        wait_until("it stepped down", lambda: cluster.status(leader).role != "leader")
+        print("gave way")
+    with cluster.links.cut([(OUTSIDE, another), (another, OUTSIDE)]):
+        assert decode_value(client.read(get("key"), timeout_seconds=30)) == b"after"
+    cluster.wait_until_even()
+    print("even")
+"""
+
+
+@pytest.mark.slow
+def test_a_leader_whose_packets_are_lost_gives_way(tmp_path: Path) -> None:
+    if reason := unavailable():
+        pytest.skip(f"there can be no network namespaces here: {reason}")
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", STORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "gave way\neven\n"), done.stderr
+
+
+@pytest.mark.skipif(inside_own_namespace(), reason="this process has a network of its own")
+def test_a_network_that_is_shared_is_left_alone() -> None:
+    with pytest.raises(NamespacesUnavailable, match="shares its network"):
+        Namespaces(["n1"], "outside")
