@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from geraft.errors import ConfigError
 
@@ -103,6 +103,16 @@ class Config:
                 raise ConfigError(f"{name} is read when a node starts: change its Config and restart the node")
         declared: dict[str, Any] = {name: _as_declared(known[name], value) for name, value in changes.items()}
         return replace(self, **declared)
+
+
+class Setting(NamedTuple):
+    """One setting of a node that was asked for it. tunable: whether it can be changed while the node runs; cluster:
+    whether all nodes of a cluster should have the same value."""
+
+    name: str
+    value: float
+    tunable: bool
+    cluster: bool
 
 
 def is_tunable(setting: Field[Any]) -> bool:

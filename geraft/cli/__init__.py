@@ -3,6 +3,7 @@
 command     what all verbs share: errors as one line, options that several have
 serve       one node of the key-value store                kv      put, get, delete, cas, list
 status      how a cluster is                               bench   how fast it is
+config      settings of running nodes
 demo        a leader dies and nothing is lost        check-app  is an app deterministic?
 simulate    clusters on virtual time, under faults      chaos   real processes, under faults
 cluster     nodes in processes of their own, for demo and bench
@@ -30,13 +31,24 @@ def _add_verbs() -> None:
     from geraft.cli.bench import bench
     from geraft.cli.chaos import chaos
     from geraft.cli.check_app import check_app
+    from geraft.cli.config import config
     from geraft.cli.demo import demo
     from geraft.cli.kv import kv
     from geraft.cli.serve import serve
     from geraft.cli.simulate import simulate
     from geraft.cli.status import status
 
-    for verb in (demo, serve, kv, status, bench, simulate, chaos, check_app):
+    for verb in (
+        demo,
+        serve,
+        kv,
+        status,
+        config,
+        bench,
+        simulate,
+        chaos,
+        check_app,
+    ):
         main.add_command(verb)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import tenacity
 
 from geraft.client.gateway import Connection, Gateway, parse_seeds
-from geraft.config import MIB
+from geraft.config import MIB, Setting
 from geraft.core.membership import Member
 from geraft.errors import (
     ConfigError,
@@ -211,6 +211,26 @@ class Client:
             raise Unreachable(f"no server answers: {probe.sentence()}")
         return _cluster_info(answers[-1])
 
+    def get_config(self, address: str, timeout_seconds: float | None = None) -> tuple[Setting, ...]:
+        """The settings in force on the server at the address. Raises Unreachable."""
+        addresses.split(address)
+        deadline = self._deadline(timeout_seconds)
+        return _settings(self._gateway.ask(address, "GetConfig", pb.GetConfigReq(), pb.GetConfigRep, deadline))
+
+    def tune_config(
+        self, changes: Mapping[str, float], address: str, timeout_seconds: float | None = None
+    ) -> tuple[Setting, ...]:
+        """Change settings of the server at the address, all or none; gives all settings, which are in force then.
+
+        Raises ConfigError, Unreachable, and OutcomeUnknown if it may have been done; to repeat it does no harm.
+        """
+        addresses.split(address)
+        deadline = self._deadline(timeout_seconds)
+        request = pb.TuneConfigReq(changes=changes)
+        return _settings(
+            self._gateway.ask(address, "TuneConfig", request, pb.TuneConfigRep, deadline, changes_something=True)
+        )
+
     def _deadline(self, timeout_seconds: float | None) -> float:
         seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline: float = monotonic() + seconds
@@ -235,6 +255,18 @@ def _consistency(wanted: Consistency | str) -> Consistency:
     if not isinstance(level, Consistency):
         raise ConfigError(f"consistency must be one of {', '.join(_CONSISTENCIES)}, not {wanted!r}")
     return level
+
+
+def _settings(record: pb.GetConfigRep | pb.TuneConfigRep) -> tuple[Setting, ...]:
+    return tuple(
+        Setting(
+            setting.name,
+            int(setting.value) if setting.value.is_integer() else setting.value,
+            setting.tunable,
+            setting.cluster,
+        )
+        for setting in record.settings
+    )
 
 
 def _members(records: Iterable[pb.Member]) -> tuple[Member, ...]:

@@ -15,7 +15,7 @@ import grpc
 from gevent import monkey
 from google.protobuf.message import DecodeError
 
-from geraft.errors import ConfigError, GeraftError, NodeForked, NodeStopped, NoLeader, Unreachable
+from geraft.errors import ConfigError, GeraftError, NodeForked, NodeStopped, NoLeader, OutcomeUnknown, Unreachable
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import (
     Call,
@@ -279,8 +279,20 @@ class Gateway:
 
     # Single questions
 
-    def ask(self, address: str, method: str, request: Any, answer_type: Any, deadline: float) -> Any:
-        """One unary question to one server; blocks until it answers. Raises Unreachable or what the server says."""
+    def ask(
+        self,
+        address: str,
+        method: str,
+        request: Any,
+        answer_type: Any,
+        deadline: float,
+        *,
+        changes_something: bool = False,
+    ) -> Any:
+        """One unary question to one server; blocks until it answers. Raises Unreachable or what the server says.
+
+        changes_something: without an answer it is OutcomeUnknown instead, unless the server was never reached.
+        """
         self.check()
         waiter = Waiter()
 
@@ -292,9 +304,18 @@ class Gateway:
 
         remaining = max(deadline - monotonic(), 0.001)
         self._mode.enter(
-            self._ask_here, address, method, request, answer_type, remaining, answered, name="geraft question"
+            self._ask_here,
+            address,
+            method,
+            request,
+            answer_type,
+            remaining,
+            answered,
+            changes_something,
+            name="geraft question",
         )
-        return waiter.result(remaining + 0.1, lambda: Unreachable(f"{address}: no answer in time"))
+        silence = OutcomeUnknown if changes_something else Unreachable
+        return waiter.result(remaining + 0.1, lambda: silence(f"{address}: no answer in time"))
 
     def _ask_here(
         self,
@@ -304,6 +325,7 @@ class Gateway:
         answer_type: Any,
         timeout_seconds: float,
         answered: Callable[[Any, GeraftError | None], None],
+        changes_something: bool = False,
     ) -> None:
         """Where gRPC may be used. Calls answered(...) once, in any thread."""
 
@@ -311,7 +333,8 @@ class Gateway:
             try:
                 answer = answer_type.FromString(future.result())
             except grpc.RpcError as error:
-                answered(None, failures.error_from_rpc(error, address))
+                sent = changes_something and not failures.never_connected(error)
+                answered(None, failures.error_from_rpc(error, address, sent=sent))
             except grpc.FutureCancelledError:
                 answered(None, Unreachable(f"{address}: the connection was closed"))
             except DecodeError:

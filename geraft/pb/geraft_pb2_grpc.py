@@ -79,6 +79,16 @@ class RaftStub:
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.StatusReq.SerializeToString,
                 response_deserializer=geraft_dot_pb_dot_geraft__pb2.StatusRep.FromString,
                 _registered_method=True)
+        self.GetConfig = channel.unary_unary(
+                '/geraft.Raft/GetConfig',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.GetConfigReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.GetConfigRep.FromString,
+                _registered_method=True)
+        self.TuneConfig = channel.unary_unary(
+                '/geraft.Raft/TuneConfig',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.TuneConfigReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.TuneConfigRep.FromString,
+                _registered_method=True)
 
 
 class RaftServicer:
@@ -149,6 +159,20 @@ class RaftServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetConfig(self, request, context):
+        """The receiver's settings.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TuneConfig(self, request, context):
+        """Change settings of the receiver, all that are named or none; they are in force when it answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RaftServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +220,16 @@ def add_RaftServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=geraft_dot_pb_dot_geraft__pb2.StatusReq.FromString,
                     response_serializer=geraft_dot_pb_dot_geraft__pb2.StatusRep.SerializeToString,
+            ),
+            'GetConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConfig,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.GetConfigReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.GetConfigRep.SerializeToString,
+            ),
+            'TuneConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.TuneConfig,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.TuneConfigReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.TuneConfigRep.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -441,6 +475,60 @@ class Raft:
             '/geraft.Raft/Status',
             geraft_dot_pb_dot_geraft__pb2.StatusReq.SerializeToString,
             geraft_dot_pb_dot_geraft__pb2.StatusRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/GetConfig',
+            geraft_dot_pb_dot_geraft__pb2.GetConfigReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.GetConfigRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TuneConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/TuneConfig',
+            geraft_dot_pb_dot_geraft__pb2.TuneConfigReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.TuneConfigRep.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,10 @@ class RaftStub:
     """Who leads and who is a member, as far as the receiver knows."""
     Status: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.StatusReq, _geraft_pb2.StatusRep]
     """The receiver's own state."""
+    GetConfig: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.GetConfigReq, _geraft_pb2.GetConfigRep]
+    """The receiver's settings."""
+    TuneConfig: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.TuneConfigReq, _geraft_pb2.TuneConfigRep]
+    """Change settings of the receiver, all that are named or none; they are in force when it answers."""
 
 @_typing.type_check_only
 class RaftAsyncStub(RaftStub):
@@ -80,6 +84,10 @@ class RaftAsyncStub(RaftStub):
     """Who leads and who is a member, as far as the receiver knows."""
     Status: _aio.UnaryUnaryMultiCallable[_geraft_pb2.StatusReq, _geraft_pb2.StatusRep]  # type: ignore[assignment]
     """The receiver's own state."""
+    GetConfig: _aio.UnaryUnaryMultiCallable[_geraft_pb2.GetConfigReq, _geraft_pb2.GetConfigRep]  # type: ignore[assignment]
+    """The receiver's settings."""
+    TuneConfig: _aio.UnaryUnaryMultiCallable[_geraft_pb2.TuneConfigReq, _geraft_pb2.TuneConfigRep]  # type: ignore[assignment]
+    """Change settings of the receiver, all that are named or none; they are in force when it answers."""
 
 class RaftServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -156,5 +164,21 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_geraft_pb2.StatusRep, _abc.Awaitable[_geraft_pb2.StatusRep]]:
         """The receiver's own state."""
+
+    @_abc_1.abstractmethod
+    def GetConfig(
+        self,
+        request: _geraft_pb2.GetConfigReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.GetConfigRep, _abc.Awaitable[_geraft_pb2.GetConfigRep]]:
+        """The receiver's settings."""
+
+    @_abc_1.abstractmethod
+    def TuneConfig(
+        self,
+        request: _geraft_pb2.TuneConfigReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.TuneConfigRep, _abc.Awaitable[_geraft_pb2.TuneConfigRep]]:
+        """Change settings of the receiver, all that are named or none; they are in force when it answers."""
 
 def add_RaftServicer_to_server(servicer: RaftServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -121,8 +121,8 @@ TICK_DUE = TickDue()
 class NodeLoop:
     """Takes all that waits in the inbox, tells Raft, and hands each effect to whoever carries it out.
 
-    Never waits for anything but news. why_no_leader: a sentence for callers who could not be served. clock: that of the
-    calls' deadlines.
+    Never waits for anything but news. why_no_leader: a sentence for callers who could not be served. leader_changed:
+    told the id of the leader, "" for none; must not block. clock: that of the calls' deadlines.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class NodeLoop:
         append_bytes_max: int,
         why_no_leader: Callable[[], str],
         apply_stuck_seconds: float = 0.0,
+        leader_changed: Callable[[str], None] = lambda leader_id: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.raft = raft
@@ -155,6 +156,7 @@ class NodeLoop:
         self._app_got_on_at = clock()
         self._hand_over_at = 0.0  # not earlier, if the app is stuck
         self._why_no_leader = why_no_leader
+        self._tell_leader_changed = leader_changed
         self._clock = clock
         self._tokens = count(1)
         self._proposed: dict[int, list[Call]] = {}
@@ -506,6 +508,7 @@ class NodeLoop:
 
     def _leader_changed(self, effect: LeaderChanged) -> None:
         log.info("%s: %s leads term %d", self.raft.id, effect.leader or "nobody known", effect.term)
+        self._tell_leader_changed(effect.leader)
         self._dispatcher.send(signals.leader_changed, leader_id=effect.leader, term=effect.term)
         if effect.leader:
             self._unpark()

@@ -181,6 +181,7 @@ class Supervisor:
                     raise self.cause or NodeStopped(f"node {self.id} {self.phase.value}")
                 self.phase = Phase.RUNNING
             self._hub.call(self._run, timeout_seconds=left())
+            self._transport.health.set_running(self.phase is Phase.RUNNING)
         except BaseException as error:
             with self._lock:
                 self.phase, self.cause = Phase.FAILED, error
@@ -267,7 +268,7 @@ class Supervisor:
         listen = self._listen or (member.address if member is not None else "")
         if not listen:
             raise ConfigError("listen must be host:port")
-        self._transport = Transport(self, listen, self.config, self._hub, self._dial)
+        transport = self._transport = Transport(self, listen, self.config, self._hub, self._dial)
         self._loop = NodeLoop(
             self._raft,
             self._inbox,
@@ -280,6 +281,7 @@ class Supervisor:
             append_bytes_max=int(self.config.append_bytes_max),
             why_no_leader=self.why_no_leader,
             apply_stuck_seconds=self.config.apply_stuck_seconds,
+            leader_changed=lambda leader_id: transport.health.set_leader_known(bool(leader_id)),
         )
         self._ticker = Ticker(
             self._inbox,
@@ -401,7 +403,7 @@ class Supervisor:
         if self.phase in (Phase.RUNNING, Phase.STOPPING):
             self._loop.message_arrived(message)
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: Waiter) -> None:
         try:
             self.put(call)
         except GeraftError as error:
@@ -525,6 +527,7 @@ class Supervisor:
         log.error("node %s stops: %s", self.id, cause, exc_info=cause)
         hub = self._hub
         if was_running and hub is not None:
+            self._say_unhealthy()
             self._dispatcher.send(signals.node_stopping)
             self._applier.give_up_retries()
             hub.spawn(self._fall_silent, SILENCE_SECONDS)
@@ -586,6 +589,7 @@ class Supervisor:
         deadline = monotonic() + timeout_seconds
         try:
             if self.phase is Phase.RUNNING:
+                self._say_unhealthy()
                 self._dispatcher.send(signals.node_stopping)
                 self._hand_over(min(timeout_seconds / 2, 2 * self.config.election_timeout_seconds))
             with self._lock:
@@ -596,6 +600,11 @@ class Supervisor:
                 self.phase = Phase.STOPPED
         finally:
             self._end_turn()
+
+    def _say_unhealthy(self) -> None:
+        """To whoever watches the health service, before anything is let go of."""
+        if self._transport is not None:
+            self._transport.health.set_running(False)
 
     def _on_own_thread(self) -> bool:
         return self._applier.inside or self._readers.inside or self._dispatcher.inside or self._log_writer.inside

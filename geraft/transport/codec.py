@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Record
 
 from geraft import records
+from geraft.config import Config, is_same_on_all, is_tunable
 from geraft.core.entries import INDEX_MAX, EntryId
 from geraft.core.messages import (
     AppendEntries,
@@ -211,6 +213,19 @@ def request_vote_reply(record: pb.RequestVoteRep) -> RequestVoteReply:
 def timeout_now(record: pb.TimeoutNowReq) -> TimeoutNow:
     header = header_of(record)
     return TimeoutNow(sender=header.sender, sender_store=header.sender_store, term=_campaign_term(header))
+
+
+def settings(config: Config) -> list[pb.Setting]:
+    """Every field of the config, with what may be done to it."""
+    return [
+        pb.Setting(
+            name=setting.name,
+            value=getattr(config, setting.name),
+            tunable=is_tunable(setting),
+            cluster=is_same_on_all(setting),
+        )
+        for setting in fields(config)
+    ]
 
 
 def _entry_id(entry: EntryId) -> pb.EntryId:

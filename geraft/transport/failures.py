@@ -89,6 +89,11 @@ def error_from_rpc(error: Any, address: str, *, sent: bool = False) -> GeraftErr
     return OutcomeUnknown(sentence) if sent else Unreachable(sentence)
 
 
+def never_connected(error: Any) -> bool:
+    """Whether the RPC failed before anything could be sent."""
+    return str(error.details()).startswith("failed to connect to all addresses")
+
+
 def reason_of(error: Any) -> str:
     """Why an RPC failed, in short, for people."""
     try:

@@ -25,6 +25,7 @@ from geraft.transport import addresses, codec, failures
 from geraft.transport.calls import DEFAULT_TIMEOUT_SECONDS, UP_KEY, CallSession, consistency_of
 from geraft.transport.codec import BadMessage
 from geraft.transport.grpc_mode import GrpcMode, Outbox
+from geraft.transport.health import HEALTH_SERVICE, Health, Reflection
 from geraft.transport.services import Services
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,8 @@ class RaftHandlers:
                 "Call": stream(self._call),
                 "RequestClusterInfo": unary(self._guarded(self._request_cluster_info)),
                 "Status": unary(self._guarded(self._status)),
+                "GetConfig": unary(self._guarded(self._get_config)),
+                "TuneConfig": unary(self._guarded(self._tune_config)),
             },
         )
 
@@ -377,6 +380,20 @@ class RaftHandlers:
         codec.parse(pb.StatusReq.FromString, encoded)
         return self._services.status().SerializeToString()
 
+    def _get_config(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        codec.parse(pb.GetConfigReq.FromString, encoded)
+        return pb.GetConfigRep(settings=codec.settings(self._services.config)).SerializeToString()
+
+    def _tune_config(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.TuneConfigReq.FromString, encoded)
+        tuning = self._services.tuning(dict(record.changes))
+        self._services.submit(tuning)
+        config: Config = tuning.result(
+            _within(context, DEFAULT_TIMEOUT_SECONDS),
+            lambda: OutcomeUnknown("not tuned in time; it may still be"),
+        )
+        return pb.TuneConfigRep(settings=codec.settings(config)).SerializeToString()
+
     def _guarded(
         self, handler: Callable[[bytes, grpc.ServicerContext], bytes]
     ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
@@ -421,8 +438,9 @@ def _deadline(context: grpc.ServicerContext, timeout_ms: int) -> float:
 class RaftServer:
     """A gRPC server for one node's handlers."""
 
-    def __init__(self, handlers: RaftHandlers, mode: GrpcMode, listen: str, config: Config) -> None:
+    def __init__(self, handlers: RaftHandlers, health: Health, mode: GrpcMode, listen: str, config: Config) -> None:
         self._handlers = handlers
+        self._health = health
         self._mode = mode
         self._listen = listen
         self._config = config
@@ -454,7 +472,11 @@ class RaftServer:
         )
         server = grpc.server(
             self._mode.executor(RPCS_MAX),  # type: ignore[arg-type]  # any Executor will do
-            handlers=[self._handlers.generic_handler()],
+            handlers=[
+                self._handlers.generic_handler(),
+                *self._health.handlers(),
+                *Reflection(SERVICE, HEALTH_SERVICE).handlers(),
+            ],
             options=options,
             maximum_concurrent_rpcs=RPCS_MAX,
         )
@@ -470,6 +492,7 @@ class RaftServer:
         """Take no more RPCs, end the streams, and give other RPCs grace_seconds to end. Ends within timeout_seconds."""
         server, self._server = self._server, None
         self._handlers.close()
+        self._health.end()
         if server is not None:
 
             def stop() -> None:

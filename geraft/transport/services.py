@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
+from geraft.config import Config
 from geraft.core.membership import Refusal
 from geraft.core.messages import PeerMessage
 from geraft.pb import geraft_pb2 as pb
-from geraft.runtime.hub import Call
+from geraft.runtime.hub import Call, Waiter
 
 
 class Services(Protocol):
@@ -28,8 +30,8 @@ class Services(Protocol):
     def deliver(self, message: PeerMessage) -> None:
         """A message of an admitted peer, meant for us."""
 
-    def submit(self, call: Call) -> None:
-        """A caller's write or read; to be answered with hub.finish or hub.fail."""
+    def submit(self, call: Waiter) -> None:
+        """A caller's write, read or tuning; to be answered with hub.finish or hub.fail."""
 
     def resubmit(self, calls: list[Call]) -> None:
         """Calls that were forwarded to the leader and certainly did not happen: they wait for a leader again."""
@@ -37,6 +39,12 @@ class Services(Protocol):
     def cluster_info(self) -> pb.ClusterInfoRep: ...
 
     def status(self) -> pb.StatusRep: ...
+
+    @property
+    def config(self) -> Config: ...
+
+    def tuning(self, changes: Mapping[str, float]) -> Waiter:
+        """What to submit for settings to be changed; its result is the new Config."""
 
     def peer_connected(self, peer: str) -> None:
         """The replication stream to the peer is up, and the peer hears us. What was sent before may be lost."""

@@ -10,8 +10,9 @@ from geraft.core.messages import AppendEntriesReply, HeartbeatReply, PeerMessage
 from geraft.errors import GeraftError
 from geraft.runtime.hub import Call, HubThread, native_lock
 from geraft.transport.grpc_mode import mode_for, sleep
+from geraft.transport.health import Health
 from geraft.transport.peer import PeerLink
-from geraft.transport.server import RaftHandlers, RaftServer
+from geraft.transport.server import SERVICE, RaftHandlers, RaftServer
 from geraft.transport.services import Services
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ class Transport:
         self._lock = native_lock()
         self._stopped = False
         self.handlers = RaftHandlers(services, self._mode, config)
-        self._server = RaftServer(self.handlers, self._mode, listen, config)
+        self.health = Health(self._mode, SERVICE)
+        self._server = RaftServer(self.handlers, self.health, self._mode, listen, config)
 
     def start(self) -> None:
         """Listen and serve. Raises AddressInUse or ConfigError."""
@@ -103,6 +105,7 @@ class Transport:
             self._stopped = True
             links, self._links = self._links, {}
         try:
+            self.health.set_running(False)
             self._mode.call(self._close_links, list(links.values()), timeout_seconds=timeout_seconds / 2)
             if self.handlers.sessions:
                 sleep(min(LINGER_SECONDS, timeout_seconds / 4))

@@ -8,7 +8,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from host_processes import Hosts, end_program, line_of, start_program
 
 from geraft.client import Client
@@ -54,6 +57,23 @@ def test_a_main_thread_that_is_busy_for_five_seconds_costs_its_leader_nothing(
     assert writes > 10
     assert slowest < 2.0, "beside the work the leader answers"
     assert hosts.settle() == (term, host)
+
+
+@pytest.mark.parametrize("host", [UNPATCHED, PATCHED])
+def test_health_and_reflection_are_served_beside_the_node(hosts: Hosts, host: str) -> None:
+    hosts.settle()
+    with grpc.insecure_channel(hosts.members[host]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        raft = health_pb2.HealthCheckRequest(service="geraft.Raft")
+        assert stub.Check(raft, timeout=20).status == health_pb2.HealthCheckResponse.SERVING
+        watches = [stub.Watch(raft, timeout=60) for _ in range(20)]
+        assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVING}
+        asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+        (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(asked), timeout=20)
+        assert "geraft.Raft" in {service.name for service in answer.list_services_response.service}
+        assert hosts.ask(host, "write", "beside", "watchers") is not None
+        for watch in watches:
+            watch.cancel()
 
 
 @pytest.mark.parametrize("host", [UNPATCHED, PATCHED])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 
@@ -9,8 +10,9 @@ import pytest
 from runtime_parts import QUICK, Journal, lone_node, wait_until
 from test_runtime_rules import Servers
 
-from geraft import MemoryStorage, RaftNode
-from geraft.errors import CommandTooLarge, ConfigError, NodeStopped
+from geraft import Config, MemoryStorage, RaftNode
+from geraft.client import Client
+from geraft.errors import CommandTooLarge, ConfigError, NodeStopped, Unreachable
 from geraft.runtime.supervisor import core_settings
 
 
@@ -96,3 +98,20 @@ def test_a_cluster_is_tuned_node_by_node_under_load_without_an_election() -> Non
         wait_until(lambda: len({len(app.applied) for app in servers.apps}) == 1)
     finally:
         servers.close()
+
+
+def test_settings_are_read_and_changed_over_the_wire(node: RaftNode) -> None:
+    with Client(node.address) as client:
+        settings = {setting.name: setting for setting in client.get_config(node.address)}
+        assert settings.keys() == {field.name for field in dataclasses.fields(Config)}
+        assert all(setting.value == getattr(QUICK, name) for name, setting in settings.items())
+        assert settings["election_timeout_seconds"].cluster and not settings["read_threads"].tunable
+        changed = client.tune_config({"phi_threshold": 9.5, "append_bytes_max": 2**19}, node.address)
+        assert {setting.name: setting.value for setting in changed}["phi_threshold"] == 9.5
+        assert (node.config.phi_threshold, node.config.append_bytes_max) == (9.5, 2**19)
+        for wrong in ({"phi_threshold": float("nan")}, {"": 1.0}, {"append_bytes_max": 0.5}, {"read_threads": 2}):
+            with pytest.raises(ConfigError):
+                client.tune_config({"acceptable_pause_seconds": 3, **wrong}, node.address)
+        assert node.config.acceptable_pause_seconds == QUICK.acceptable_pause_seconds
+    with Client("127.0.0.1:1") as client, pytest.raises(Unreachable):  # nobody listens: it was certainly not tuned
+        client.tune_config({"phi_threshold": 9}, "127.0.0.1:1", timeout_seconds=2)

@@ -156,3 +156,11 @@ def test_arbitrary_bytes_are_refused_or_well_formed(encoded: bytes) -> None:
             decode(codec.parse(record_type.FromString, encoded))
         except BadMessage:
             pass
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
+def test_a_silence_that_nobody_can_keep_is_refused(seconds: float) -> None:
+    """A lease would rest on it."""
+    header = pb.Header(cluster_id="c", sender="n2", receiver="n1", sender_store="s2", term=1)
+    with pytest.raises(BadMessage, match="keep silent"):
+        codec.heartbeat_reply(pb.HeartbeatRep(header=header, round=1, silent_seconds=seconds))
