@@ -32,7 +32,8 @@ test-all: ## The tests on each of Python 3.11, 3.12 and 3.13 that this machine h
 		if [ -z "$$python" ]; then echo "== Python $$version: skipped, none that runs was found"; continue; fi; \
 		echo "== Python $$version: $$python"; \
 		[ -x $(VENV)-$$version/bin/pip ] || tools/make-venv "$$python" $(VENV)-$$version || exit 1; \
-		$(VENV)-$$version/bin/python -m pip --disable-pip-version-check --quiet install -e '.[test]' || exit 1; \
+		$(VENV)-$$version/bin/python -m pip --disable-pip-version-check --quiet install -e '.[test]' \
+			$(addprefix -e ,$(dir $(wildcard plugins/*/setup.cfg))) || exit 1; \
 		$(VENV)-$$version/bin/python -m pytest -q -m "not long" || exit 1; \
 	done
 
@@ -67,6 +68,6 @@ $(VENV)/runtime: setup.cfg pyproject.toml | $(BIN)/pip
 	$(PIP) install -e .
 	@touch $@
 
-$(VENV)/dev: setup.cfg pyproject.toml | $(BIN)/pip
-	$(PIP) install -e '.[dev]'
+$(VENV)/dev: setup.cfg pyproject.toml $(wildcard plugins/*/setup.cfg) | $(BIN)/pip
+	$(PIP) install -e '.[dev]' $(addprefix -e ,$(dir $(wildcard plugins/*/setup.cfg)))
 	@touch $@ $(VENV)/runtime
