@@ -109,4 +109,5 @@ def test_the_plugin_of_the_documentation_works(
             return type("Status", (), {"explanation": "1 of 3 voters answers"})
 
     signals.leader_changed.send(Node(), leader_id="", term=4)
+    signals.leader_changed.disconnect(sys.modules.pop("my_alarm").leader_changed)
     assert "n1: nobody leads term 4: 1 of 3 voters answers" in caplog.text

@@ -3,7 +3,7 @@
 command     what all verbs share: errors as one line, options that several have
 serve       one node of the key-value store                kv      put, get, delete, cas, list
 status      how a cluster is                               bench   how fast it is
-config      settings of running nodes
+config      settings of running nodes                cluster_info   who leads, who is a member
 demo        a leader dies and nothing is lost        check-app  is an app deterministic?
 simulate    clusters on virtual time, under faults      chaos   real processes, under faults
 cluster     nodes in processes of their own, for demo and bench
@@ -31,6 +31,7 @@ def _add_verbs() -> None:
     from geraft.cli.bench import bench
     from geraft.cli.chaos import chaos
     from geraft.cli.check_app import check_app
+    from geraft.cli.cluster_info import cluster_info
     from geraft.cli.config import config
     from geraft.cli.demo import demo
     from geraft.cli.kv import kv
@@ -43,6 +44,7 @@ def _add_verbs() -> None:
         serve,
         kv,
         status,
+        cluster_info,
         config,
         bench,
         simulate,

@@ -301,6 +301,9 @@ def _node_status(record: pb.StatusRep) -> NodeStatus:
         snapshot_index=record.snapshot_index,
         explanation=record.explanation,
         apply_error=record.apply_error,
+        writes_waiting=record.writes_waiting,
+        reads_waiting=record.reads_waiting,
+        calls_parked=record.calls_parked,
         peers=tuple(
             PeerStatus(
                 id=peer.id,
@@ -310,6 +313,7 @@ def _node_status(record: pb.StatusRep) -> NodeStatus:
                 match_index=peer.match_index,
                 heard_seconds_ago=None if peer.heard_seconds_ago < 0 else peer.heard_seconds_ago,
                 refusal=peer.refusal,
+                applied_index=peer.applied_index,
             )
             for peer in record.peers
         ),

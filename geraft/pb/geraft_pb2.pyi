@@ -830,6 +830,9 @@ class StatusRep(_message.Message):
     PEERS_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     APPLY_ERROR_FIELD_NUMBER: _builtins.int
+    WRITES_WAITING_FIELD_NUMBER: _builtins.int
+    READS_WAITING_FIELD_NUMBER: _builtins.int
+    CALLS_PARKED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -846,6 +849,10 @@ class StatusRep(_message.Message):
     address: _builtins.str
     apply_error: _builtins.str
     """Of the app, while process_write keeps raising; else empty."""
+    writes_waiting: _builtins.int
+    """Callers at this node: writes not committed yet, reads not answered yet, and calls that wait for a leader."""
+    reads_waiting: _builtins.int
+    calls_parked: _builtins.int
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]:
         """What a leader knows of the other members."""
@@ -866,10 +873,13 @@ class StatusRep(_message.Message):
         peers: _abc.Iterable[Global___PeerStatus] | None = ...,
         address: _builtins.str = ...,
         apply_error: _builtins.str = ...,
+        writes_waiting: _builtins.int = ...,
+        reads_waiting: _builtins.int = ...,
+        calls_parked: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "apply_error", b"apply_error", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "explanation", b"explanation", "id", b"id", "last_applied", b"last_applied", "last_log_index", b"last_log_index", "leader_id", b"leader_id", "peers", b"peers", "role", b"role", "snapshot_index", b"snapshot_index", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "apply_error", b"apply_error", "calls_parked", b"calls_parked", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "explanation", b"explanation", "id", b"id", "last_applied", b"last_applied", "last_log_index", b"last_log_index", "leader_id", b"leader_id", "peers", b"peers", "reads_waiting", b"reads_waiting", "role", b"role", "snapshot_index", b"snapshot_index", "term", b"term", "writes_waiting", b"writes_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -886,6 +896,7 @@ class PeerStatus(_message.Message):
     HEARD_SECONDS_AGO_FIELD_NUMBER: _builtins.int
     VOTER_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     address: _builtins.str
     connected: _builtins.bool
@@ -895,6 +906,8 @@ class PeerStatus(_message.Message):
     voter: _builtins.bool
     refusal: _builtins.str
     """Why the peer refuses us, if it does."""
+    applied_index: _builtins.int
+    """How far its app is, as the leader last heard."""
     def __init__(
         self,
         *,
@@ -905,10 +918,11 @@ class PeerStatus(_message.Message):
         heard_seconds_ago: _builtins.float = ...,
         voter: _builtins.bool = ...,
         refusal: _builtins.str = ...,
+        applied_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "heard_seconds_ago", b"heard_seconds_ago", "id", b"id", "match_index", b"match_index", "refusal", b"refusal", "voter", b"voter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_index", b"applied_index", "connected", b"connected", "heard_seconds_ago", b"heard_seconds_ago", "id", b"id", "match_index", b"match_index", "refusal", b"refusal", "voter", b"voter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,7 @@ from geraft.runtime.dispatcher import Dispatcher
 from geraft.runtime.hub import Call, CallKind, Consistency, Inbox, RemoteCall, Waiter, fail, finish, monotonic
 from geraft.runtime.log_writer import LogWriter
 from geraft.runtime.pending import PendingReads, PendingWrites
+from geraft.runtime.status import Waiting
 from geraft.storage.base import RaftStorage
 
 log = logging.getLogger(__name__)
@@ -388,6 +389,11 @@ class NodeLoop:
             fail(late, NoLeader(self._why_no_leader()))
         if self.raft.leader_id:
             self._unpark()
+
+    @property
+    def waiting(self) -> Waiting:
+        """How many callers wait for what. Any thread."""
+        return Waiting(self.writes.count, self.reads.count, len(self._parked))
 
     @property
     def app_silent_seconds(self) -> float:

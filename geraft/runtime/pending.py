@@ -70,6 +70,11 @@ class PendingWrites:
             fail(proposal.calls, error)
         self._uncommitted.clear()
 
+    @property
+    def count(self) -> int:
+        """Callers whose write is not with the app yet. Any thread."""
+        return sum(len(proposal.calls) for proposal in [*self._uncommitted, *self._unapplied])
+
     def fail_all(self, error: BaseException) -> None:
         self.fail_uncommitted(error)
         for proposal in self._unapplied:
@@ -95,6 +100,12 @@ class PendingReads:
     def waiting(self) -> bool:
         """Whether any confirmed read waits for the app."""
         return bool(self._confirmed)
+
+    @property
+    def count(self) -> int:
+        """Callers who wait, for a quorum or for the app. Any thread."""
+        unconfirmed = sum(map(len, list(self._unconfirmed.values())))
+        return unconfirmed + sum(len(calls) for _, _, calls in list(self._confirmed))
 
     def take(self, token: int) -> list[Call]:
         return self._unconfirmed.pop(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from geraft.core.effects import Role
 from geraft.core.membership import Configuration, Member
@@ -14,7 +15,8 @@ class PeerStatus:
     """What a node knows of another member.
 
     connected: whether the replication stream to it is up; only a leader keeps one. match_index: as a leader, up to
-    where it is known to hold the log. heard_seconds_ago: None if never. refusal: why it does not hear us, or we not it.
+    where it is known to hold the log, and applied_index how far its app is known to be. heard_seconds_ago: None if
+    never. refusal: why it does not hear us, or we not it.
     """
 
     id: str
@@ -24,11 +26,24 @@ class PeerStatus:
     match_index: int
     heard_seconds_ago: float | None
     refusal: str
+    applied_index: int = 0
+
+
+class Waiting(NamedTuple):
+    """Callers at a node, by what they wait for: a write to be committed, a read to be confirmed or for the app to come
+    so far, and anything at all while no leader is known."""
+
+    writes: int = 0
+    reads: int = 0
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """One node's own view. role: follower, pre_candidate, candidate or leader; explanation: one sentence for people."""
+    """One node's own view. role: follower, pre_candidate, candidate or leader; explanation: one sentence for people.
+
+    writes_waiting, reads_waiting: callers at this node as the leader; calls_parked: those who wait for a leader.
+    """
 
     id: str
     address: str
@@ -43,6 +58,9 @@ class NodeStatus:
     explanation: str
     apply_error: str
     peers: tuple[PeerStatus, ...]
+    writes_waiting: int = 0
+    reads_waiting: int = 0
+    calls_parked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +94,17 @@ def peer_statuses(
                 match_index=progress.match_index if progress is not None else 0,
                 heard_seconds_ago=None if heard is None else max(now_seconds - heard, 0.0),
                 refusal=refusals.get(id, ""),
+                applied_index=progress.applied_index if progress is not None else 0,
             )
         )
     return tuple(statuses)
 
 
-def explain(raft: Raft, peers: tuple[PeerStatus, ...], apply_error: str) -> str:
-    """One sentence: how things stand, and why."""
+def explain(raft: Raft, peers: tuple[PeerStatus, ...], apply_error: str, waiting: Waiting, done_index: int) -> str:
+    """One sentence: how things stand, and why; who lags, and what waits. done_index: how far the app really is."""
     if raft.role is Role.LEADER:
         lagging = [
-            f"{peer.id} lacks {raft.log.last_entry.index - peer.match_index} entries"
-            + ("" if peer.connected else " and is not connected")
-            for peer in peers
-            if peer.match_index < raft.commit_index or not peer.connected
+            _how_it_lags(raft, peer) for peer in peers if peer.match_index < raft.commit_index or not peer.connected
         ]
         sentence = "leads, all members are up to date" if not lagging else f"leads; {', '.join(lagging)}"
     elif raft.leader_id:
@@ -96,7 +112,40 @@ def explain(raft: Raft, peers: tuple[PeerStatus, ...], apply_error: str) -> str:
         sentence = f"follows {raft.leader_id}" + (f", in vain: {refusal}" if refusal else "")
     else:
         sentence = explain_no_leader(raft, peers)
-    return f"{sentence}; {apply_error}" if apply_error else sentence
+    waits = _what_waits(raft, waiting, done_index)
+    return "; ".join(filter(None, [sentence, waits, apply_error]))
+
+
+def _how_it_lags(raft: Raft, peer: PeerStatus) -> str:
+    lack = f"{peer.id} lacks {counted(raft.log.last_entry.index - peer.match_index, 'entry', 'entries')}"
+    if peer.connected:
+        return lack
+    heard = "was never heard" if peer.heard_seconds_ago is None else f"was heard {peer.heard_seconds_ago:.0f} s ago"
+    return f"{lack}, is not connected and {heard}" + (f" ({peer.refusal})" if peer.refusal else "")
+
+
+def _what_waits(raft: Raft, waiting: Waiting, done_index: int) -> str:
+    """ "" if nothing does."""
+    parts = []
+    if raft.role is Role.LEADER and (uncommitted := raft.log.last_entry.index - raft.commit_index) > 0:
+        parts.append(f"{counted(uncommitted, 'entry', 'entries')} for a quorum")
+    if (unapplied := raft.commit_index - max(raft.last_applied, done_index)) > 0:
+        parts.append(f"{counted(unapplied, 'entry', 'entries')} for the app")
+    if waiting.writes:
+        parts.append(f"{counted(waiting.writes, 'caller')} with a write")
+    if waiting.reads:
+        parts.append(f"{counted(waiting.reads, 'caller')} with a read")
+    if waiting.parked:
+        parts.append(f"{counted(waiting.parked, 'caller')} for a leader")
+    return f"waiting: {', '.join(parts)}" if parts else ""
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _silence(peer: PeerStatus) -> str:
+    return "no answer" if peer.heard_seconds_ago is None else f"no answer for {peer.heard_seconds_ago:.0f} s"
 
 
 def explain_no_leader(raft: Raft, peers: tuple[PeerStatus, ...]) -> str:
@@ -113,11 +162,11 @@ def explain_no_leader(raft: Raft, peers: tuple[PeerStatus, ...]) -> str:
     if raft.id in voters:
         answering.add(raft.id)
     missing = [
-        f"{peer.id} at {peer.address}: {peer.refusal or 'no answer'}"
+        f"{peer.id} at {peer.address}: {peer.refusal or _silence(peer)}"
         for peer in peers
         if peer.id in voters and peer.id not in answering
     ]
-    counted = f"{len(answering)} of {len(voters)} voters {'answers' if len(answering) == 1 else 'answer'}"
+    answers = f"{len(answering)} of {len(voters)} voters {'answers' if len(answering) == 1 else 'answer'}"
     if 2 * len(answering) > len(voters):
-        return f"no leader yet: {counted}, an election is under way"
-    return f"no leader: {counted} ({'; '.join(missing)})"
+        return f"no leader yet: {answers}, an election is under way"
+    return f"no leader: {answers} ({'; '.join(missing)})"

@@ -461,6 +461,9 @@ class Supervisor:
             explanation=status.explanation,
             address=status.address,
             apply_error=status.apply_error,
+            writes_waiting=status.writes_waiting,
+            reads_waiting=status.reads_waiting,
+            calls_parked=status.calls_parked,
             peers=[
                 pb.PeerStatus(
                     id=peer.id,
@@ -470,6 +473,7 @@ class Supervisor:
                     heard_seconds_ago=-1.0 if peer.heard_seconds_ago is None else peer.heard_seconds_ago,
                     voter=peer.voter,
                     refusal=peer.refusal,
+                    applied_index=peer.applied_index,
                 )
                 for peer in status.peers
             ],
@@ -493,6 +497,7 @@ class Supervisor:
     def node_status(self) -> NodeStatus:
         raft = self._raft
         peers = peer_statuses(raft, self._heard_at, self._refusals, monotonic())
+        waiting = self._loop.waiting
         apply_error = self._applier.apply_error
         if not apply_error and (silent_seconds := self._loop.app_silent_seconds) >= APP_SLOW_SECONDS:
             apply_error = f"the app has had entry {self._applier.position} for {silent_seconds:.0f} s"
@@ -507,9 +512,12 @@ class Supervisor:
             last_applied=raft.last_applied,
             last_log_index=raft.log.last_entry.index,
             snapshot_index=raft.log.base.index,
-            explanation=explain(raft, peers, apply_error),
+            explanation=explain(raft, peers, apply_error, waiting, self._applier.done_index),
             apply_error=apply_error,
             peers=peers,
+            writes_waiting=waiting.writes,
+            reads_waiting=waiting.reads,
+            calls_parked=waiting.parked,
         )
 
     def why_no_leader(self) -> str:
