@@ -1,5 +1,6 @@
 """geraft: a Raft toolkit on gevent whose whole API is plain blocking calls."""
 
+import geraft.transport  # noqa: F401  # first of all: it sets what grpc reads when it is imported
 from geraft.app import MakeSnapshot, RaftApp
 from geraft.client import Client
 from geraft.config import Config
