@@ -4,6 +4,8 @@ command     what all verbs share: errors as one line, options that several have
 serve       one node of the key-value store                kv      put, get, delete, cas, list
 status      how a cluster is                               bench   how fast it is
 config      settings of running nodes                cluster_info   who leads, who is a member
+monitor     the same, live                              log     what a stopped node's log holds
+replay      a fresh app, taken to any entry of it
 demo        a leader dies and nothing is lost        check-app  is an app deterministic?
 simulate    clusters on virtual time, under faults      chaos   real processes, under faults
 cluster     nodes in processes of their own, for demo and bench
@@ -35,6 +37,9 @@ def _add_verbs() -> None:
     from geraft.cli.config import config
     from geraft.cli.demo import demo
     from geraft.cli.kv import kv
+    from geraft.cli.log import log
+    from geraft.cli.monitor import monitor
+    from geraft.cli.replay import replay
     from geraft.cli.serve import serve
     from geraft.cli.simulate import simulate
     from geraft.cli.status import status
@@ -46,6 +51,9 @@ def _add_verbs() -> None:
         status,
         cluster_info,
         config,
+        monitor,
+        log,
+        replay,
         bench,
         simulate,
         chaos,

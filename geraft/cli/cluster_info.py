@@ -29,7 +29,8 @@ def cluster_info(seeds: tuple[str, ...], timeout_seconds: float, as_json: bool) 
     with Client(seeds, timeout_seconds) as client:
         info = client.cluster_info()
     if as_json:
-        click.echo(json.dumps(asdict(info), indent=2))
+        members = {name: [member._asdict() for member in getattr(info, name)] for name in ("members", "learners")}
+        click.echo(json.dumps({**asdict(info), **members}, indent=2))
         return
     click.echo(f"cluster {info.cluster_id}, term {info.term}")
     learners = {member.id for member in info.learners}

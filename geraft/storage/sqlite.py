@@ -11,6 +11,8 @@ Three files belong together: PATH, and while it is open PATH-wal and PATH-shm. P
     snapshots       the catalogue of snapshots, whose bytes the app keeps
     checkpoint      how far the log reached when its pages were last moved from the WAL into PATH
 
+For people there are the views `batches` and `entries` (sqlite_views.py); geraft does not read them.
+
 Every row carries a checksum, so damage to the disk is refused and never served. SQLite checks its WAL itself, but takes
 whatever follows a damaged frame for the torn end of a crash and drops it; `_check_wal` tells the two apart. A B-tree
 page that lost its last rows looks like a shorter log; the checkpoint row tells.
@@ -56,6 +58,7 @@ from geraft.storage.splice import (
     check_no_gap,
     settle,
 )
+from geraft.storage.sqlite_views import VIEWS
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -755,6 +758,8 @@ def _create_format_1(database: Database) -> None:
             "checksum",
         },
     )
+    for name, select in VIEWS.items():
+        database.create_view(name, select)
 
 
 MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (_create_format_1,)
