@@ -6,6 +6,7 @@ from geraft.client import Client
 from geraft.config import Config
 from geraft.core.membership import Member
 from geraft.node import RaftNode
+from geraft.per_process import PerProcess
 from geraft.runtime.hub import Consistency
 from geraft.runtime.status import ClusterInfo, NodeStatus, PeerStatus
 from geraft.simple import FileRepository, MemoryRepository, SimpleRaftApp, to_raft_app
@@ -25,6 +26,7 @@ __all__ = [
     "MemoryStorage",
     "NodeStatus",
     "PeerStatus",
+    "PerProcess",
     "RaftApp",
     "RaftNode",
     "RaftStorage",

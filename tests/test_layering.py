@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pb": {"pb"},
     "signals": set(),
     "plugins": {"signals"},
+    "per_process": set(),
     "config": {"errors"},
     "records": {"errors", "pb", *CORE_TYPES},
     "core": {"core"},

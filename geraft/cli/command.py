@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -123,6 +124,33 @@ class Dial(click.ParamType[dict[str, str]]):
                 self.fail(f"{part!r} is not of the form host:port=host:port", parameter, context)
             dial[Address().convert(address, parameter, context)] = Address().convert(dialled, parameter, context)
         return dial
+
+
+class AppFactory(click.ParamType[Callable[[], Any]]):
+    """module:name of a class or function that makes a RaftApp or a SimpleRaftApp; found from the current directory."""
+
+    name = "module:name"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Callable[[], Any]:
+        if not isinstance(value, str):
+            factory: Callable[[], Any] = value
+            return factory
+        module_name, colon, name = value.partition(":")
+        if not colon or not module_name or not name:
+            self.fail(f"{value!r} is not of the form module:name", parameter, context)
+        sys.path.insert(0, os.getcwd())  # as for python -m
+        try:
+            found: Any = importlib.import_module(module_name)
+            for part in name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            self.fail(f"{value!r} can't be found: {error}", parameter, context)
+        if not callable(found):
+            self.fail(f"{value!r} is a {type(found).__name__}, which makes no app", parameter, context)
+        factory = found
+        return factory
 
 
 def seeds_option(verb: Verb) -> Verb:

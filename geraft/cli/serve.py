@@ -1,4 +1,4 @@
-"""geraft serve: one node of the key-value store."""
+"""geraft serve: one node, of the key-value store or of an app of the user's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 from gevent import monkey
 
-from geraft.cli.command import Address, Dial, Members
+from geraft.cli.command import Address, AppFactory, Dial, Failed, Members
 
 if TYPE_CHECKING:
     from geraft.app import RaftApp
@@ -65,6 +66,13 @@ STORAGES = [*LOG_NAMES, "memory"]
     help="When SQLite syncs the disk. Anything but full may lose acknowledged writes when the power fails.",
 )
 @click.option(
+    "--app",
+    "factory",
+    type=AppFactory(),
+    default=None,
+    help="Class or function that makes the state machine, a SimpleRaftApp or RaftApp.  [default: the key-value store]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="warning",
@@ -89,11 +97,12 @@ def serve(
     cluster_name: str,
     storage: str,
     sync: str,
+    factory: Callable[[], Any] | None,
     log_level: str,
     callers: Path | None,
     until_stdin_closes: bool,
 ) -> None:
-    """Run one node of the key-value store until it gets SIGTERM or SIGINT (Ctrl-C).
+    """Run one node until it gets SIGTERM or SIGINT (Ctrl-C): of the key-value store, or of your own app with --app.
 
     Prints one line when it is ready. Each node needs a name, an address and a directory of its own; all get the same
     --bootstrap list when they start for the first time.
@@ -105,6 +114,9 @@ def serve(
     Example: the second of three
       geraft serve --id n2 --listen 127.0.0.1:7002 --data-dir n2 \\
           --bootstrap n1=127.0.0.1:7001,n2=127.0.0.1:7002,n3=127.0.0.1:7003
+    \b
+    Example: class Bank of bank.py in this directory
+      geraft serve --id n1 --listen 127.0.0.1:7001 --data-dir n1 --bootstrap n1=127.0.0.1:7001 --app bank:Bank
     """
     if storage != "memory" and data_dir is None:
         raise click.UsageError(f"--storage {storage} needs --data-dir")
@@ -129,7 +141,7 @@ def serve(
     from geraft.plugins import load_plugins
 
     load_plugins()
-    app, store = make_app_and_storage(storage, data_dir, sync)
+    app, store = make_app_and_storage(storage, data_dir, sync, factory)
     node = RaftNode(
         app,
         store,
@@ -152,15 +164,25 @@ def serve(
         node.stop()
 
 
-def make_app_and_storage(storage: str, data_dir: Path | None, sync: str) -> tuple[RaftApp, RaftStorage]:
-    """A key-value app and a log store, both in data_dir or both in memory."""
+def make_app_and_storage(
+    storage: str, data_dir: Path | None, sync: str, factory: Callable[[], Any] | None = None
+) -> tuple[RaftApp, RaftStorage]:
+    """The factory's app, by default a key-value store, and a log store, both in data_dir or both in memory.
+
+    An app that is no SimpleRaftApp keeps its snapshots where it wants.
+    """
+    from geraft.app import RaftApp
     from geraft.kv import KeyValueApp
-    from geraft.simple import FileRepository, MemoryRepository, to_raft_app
+    from geraft.simple import FileRepository, MemoryRepository, SimpleRaftApp, to_raft_app
     from geraft.storage import MemoryStorage
 
-    if storage == "memory" or data_dir is None:
-        return to_raft_app(KeyValueApp(), MemoryRepository()), MemoryStorage()
-    return to_raft_app(KeyValueApp(), FileRepository(data_dir / "snapshots")), _durable_storage(storage, data_dir, sync)
+    made = KeyValueApp() if factory is None else factory()
+    if not isinstance(made, RaftApp | SimpleRaftApp):
+        raise Failed(f"--app made a {type(made).__name__}, which is neither a RaftApp nor a SimpleRaftApp")
+    directory = None if storage == "memory" else data_dir
+    if isinstance(made, SimpleRaftApp):
+        made = to_raft_app(made, MemoryRepository() if directory is None else FileRepository(directory / "snapshots"))
+    return made, MemoryStorage() if directory is None else _durable_storage(storage, directory, sync)
 
 
 def _durable_storage(storage: str, data_dir: Path, sync: str) -> RaftStorage:

@@ -13,12 +13,13 @@ from cli_processes import Command, assert_one_line, environment, geraft_command
 
 from geraft.cli.cluster import free_addresses
 from geraft.cli.serve import LOG_NAMES
+from geraft.client import Client
 
 pytestmark = pytest.mark.slow  # real nodes are started and asked from the command line
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def serving(*arguments: str, directory: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         geraft_command("serve", *arguments),
         stdin=subprocess.PIPE,
@@ -26,6 +27,7 @@ def serving(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        cwd=directory,
     ) as process:
         try:
             yield process
@@ -116,3 +118,52 @@ def test_another_storage_beside_the_log_that_is_there_is_refused(tmp_path: Path,
     refused = geraft("serve", "--id", "n1", "--data-dir", str(tmp_path / "new"), "--storage", "file", "--sync", "off")
     assert refused.returncode == 2
     assert "--sync off" in refused.stderr
+
+
+COUNTER = """
+from geraft import SimpleRaftApp
+
+class Counter(SimpleRaftApp):
+    value = 0
+    def process_write(self, request, entry_index):
+        self.value += int(request)
+        return b"%d" % self.value
+    def process_read(self, request): return b"%d" % self.value
+    def snapshot(self): return b"%d" % self.value
+    def restore(self, snapshot): self.value = int(snapshot or 0)
+
+def nothing(): return "no app"
+"""
+
+
+def test_it_runs_an_app_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(COUNTER)
+    (address,) = free_addresses(1)
+    arguments = ["--id", "n1", "--bootstrap", f"n1={address}", "--data-dir", "n1", "--app", "own:Counter"]
+    for total in (b"5", b"10"):  # the second time over what the first one left
+        with serving(*arguments, directory=tmp_path) as process:
+            ready_line(process)
+            with Client(address) as client:
+                assert client.apply(b"5", timeout_seconds=20) == total
+                assert client.read(b"") == total
+
+
+@pytest.mark.parametrize(
+    ("app", "code", "said"),
+    [
+        ("own", 2, "not of the form module:name"),
+        ("nowhere:App", 2, "No module named 'nowhere'"),
+        ("own:App", 2, "has no attribute 'App'"),
+        ("own:COUNT", 2, "which makes no app"),
+        ("own:nothing", 1, "neither a RaftApp nor a SimpleRaftApp"),
+    ],
+)
+def test_an_app_that_is_none_is_refused(tmp_path: Path, app: str, code: int, said: str) -> None:
+    (tmp_path / "own.py").write_text(COUNTER + "COUNT = 3\n")
+    with serving(
+        "--id", "n1", "--bootstrap", "n1=127.0.0.1:1", "--storage", "memory", "--app", app, directory=tmp_path
+    ) as one:
+        _, stderr = one.communicate(timeout=30)
+    assert one.returncode == code
+    assert_one_line(stderr)
+    assert said in stderr
