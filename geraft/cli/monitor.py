@@ -82,7 +82,9 @@ def monitor(seeds: tuple[str, ...], interval_seconds: float, timeout_seconds: fl
         with Live(frame(before, None), console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
                 time.sleep(max(0.0, before.taken_at + interval_seconds - time.monotonic()))
-                now = _sample(seeds, timeout_seconds)
+                # Whoever was a member is asked, or the death of the one seed would blind us.
+                known = {node["address"] for node in before.nodes}
+                now = _sample((*seeds, *sorted(known - set(seeds))), timeout_seconds)
                 live.update(frame(now, before), refresh=True)
                 before = now
     except KeyboardInterrupt:
@@ -111,7 +113,10 @@ def frame(now: Sample, before: Sample | None) -> RenderableType:
     leader = _leader(now)
     for node in now.nodes:
         if "error" in node:
-            table.add_row(node["id"], node["address"], "unreachable", *[""] * 9, style="red")
+            lag = _lag(node, leader)  # the leader may know
+            shown = "" if lag is None else str(lag)
+            row = [node["id"], node["address"], "unreachable", *[""] * 6, shown, "", _heard(node, leader)]
+            table.add_row(*row, style="red")
             continue
         lag = _lag(node, leader)
         waiting = node["writes_waiting"] + node["reads_waiting"] + node["calls_parked"]
