@@ -9,6 +9,7 @@ from geraft.node import RaftNode
 from geraft.per_process import PerProcess
 from geraft.runtime.hub import Consistency
 from geraft.runtime.status import ClusterInfo, NodeStatus, PeerStatus
+from geraft.service import make_raft_service, raft_server_options
 from geraft.simple import FileRepository, MemoryRepository, SimpleRaftApp, to_raft_app
 from geraft.storage import FileStorage, MemoryStorage, SqliteStorage
 from geraft.storage.base import RaftStorage
@@ -32,5 +33,7 @@ __all__ = [
     "RaftStorage",
     "SimpleRaftApp",
     "SqliteStorage",
+    "make_raft_service",
+    "raft_server_options",
     "to_raft_app",
 ]

@@ -6,7 +6,7 @@ import atexit
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from geraft.app import RaftApp
 from geraft.config import Config
@@ -16,6 +16,10 @@ from geraft.runtime.node_loop import LeaderWanted, Transfer
 from geraft.runtime.status import ClusterInfo, NodeStatus
 from geraft.runtime.supervisor import Phase, Supervisor
 from geraft.storage.base import RaftStorage
+from geraft.transport.hosted import Door
+
+if TYPE_CHECKING:
+    import grpc
 
 _CONSISTENCIES = {level.name.lower(): level for level in Consistency}
 
@@ -35,6 +39,9 @@ class RaftNode:
     cluster_name: tells two clusters founded by the same list apart.
     dial: for the address of a member, the one to reach it by from here, where that is another one: a tunnel, a proxy.
 
+    server: a gRPC server of yours that serves the node beside your own services, at the address `listen`;
+    make_raft_service tells what it needs.
+
     Every method may be called from any thread and any greenlet, patched or not, and blocks only its caller.
     A node starts once. In a forked child it raises NodeForked: start one in the child.
     """
@@ -50,6 +57,7 @@ class RaftNode:
         cluster_name: str = "",
         config: Config | None = None,
         dial: Mapping[str, str] | None = None,
+        server: grpc.Server | None = None,
     ) -> None:
         if not isinstance(app, RaftApp):
             raise ConfigError("app must be a RaftApp; make one of a SimpleRaftApp with to_raft_app(app, repository)")
@@ -78,6 +86,7 @@ class RaftNode:
             config=config if config is not None else Config(),
             sender=self,
             dial=dial,
+            door=Door(server) if server is not None else None,
         )
 
     def __repr__(self) -> str:

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simple": {"app", "errors"},
     "client": {"client", "transport", "runtime.hub", "runtime.status", *CORE_TYPES, *PLAIN},
     "node": {"node", "runtime", "core", "storage", "transport", "app", "signals", "client", *PLAIN},
+    "service": {"node", "runtime.hub", "storage.base", "transport", "app", *PLAIN},
     "kv": {"kv", "app", "simple", "errors", "pb"},
     "cli": {"*"},
     "__main__": {"cli"},

@@ -55,6 +55,7 @@ from geraft.runtime.node_loop import NodeLoop, Transfer, Tuning
 from geraft.runtime.status import ClusterInfo, NodeStatus, explain, explain_no_leader, peer_statuses
 from geraft.runtime.ticker import Ticker
 from geraft.storage.base import Identity, RaftStorage, StoredState
+from geraft.transport.hosted import Door
 from geraft.transport.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Supervisor:
         config: Config,
         sender: object,
         dial: Mapping[str, str] | None = None,
+        door: Door | None = None,
     ) -> None:
         self.phase = Phase.NEW
         self.cause: BaseException | None = None
@@ -111,6 +113,7 @@ class Supervisor:
         self._cluster_name = cluster_name
         self.config = config
         self._dial = dict(dial or {})
+        self._door = door
         self._generation = fork_generation()
         self._heard_at: dict[str, float] = {}
         self._refusals: dict[str, str] = {}
@@ -268,7 +271,7 @@ class Supervisor:
         listen = self._listen or (member.address if member is not None else "")
         if not listen:
             raise ConfigError("listen must be host:port")
-        transport = self._transport = Transport(self, listen, self.config, self._hub, self._dial)
+        transport = self._transport = Transport(self, listen, self.config, self._hub, self._dial, self._door)
         self._loop = NodeLoop(
             self._raft,
             self._inbox,

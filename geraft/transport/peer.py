@@ -320,6 +320,11 @@ class PeerLink:
                 self.peer,
                 f"{error.details()} (message_bytes_max must be the same on all nodes)",
             )
+        elif "too_many_pings" in str(error.details()):
+            self._services.peer_refused(
+                self.peer,
+                f"the gRPC server at {self.address} does not bear our pings: make it with raft_server_options()",
+            )
         elif code is grpc.StatusCode.UNIMPLEMENTED:
             self._services.peer_refused(self.peer, f"what listens at {self.address} is no geraft node")
 

@@ -435,6 +435,23 @@ def _deadline(context: grpc.ServicerContext, timeout_ms: int) -> float:
     return deadline
 
 
+def server_options(bytes_max: int) -> tuple[tuple[str, int], ...]:
+    """Of every gRPC server with a node on it."""
+    return (
+        ("grpc.max_send_message_length", bytes_max),
+        ("grpc.max_receive_message_length", bytes_max),
+        # Peers ping twice a second to notice a stopped process: that is no misbehaviour.
+        ("grpc.http2.min_ping_interval_without_data_ms", 100),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Callers that vanished without a word are noticed too, and their streams ended.
+        ("grpc.keepalive_time_ms", 5000),
+        ("grpc.keepalive_timeout_ms", 5000),
+        ("grpc.http2.ping_timeout_ms", 5000),
+    )
+
+
 class RaftServer:
     """A gRPC server for one node's handlers."""
 
@@ -455,21 +472,6 @@ class RaftServer:
     def _start(self) -> None:
         host, _ = addresses.split(self._listen)
         addresses.check_free(self._listen)
-        bytes_max = self._config.message_bytes_max
-        options = (
-            ("grpc.so_reuseport", 0),  # or a second node could take the same port
-            ("grpc.max_send_message_length", bytes_max),
-            ("grpc.max_receive_message_length", bytes_max),
-            # Peers ping twice a second to notice a stopped process: that is no misbehaviour.
-            ("grpc.http2.min_ping_interval_without_data_ms", 100),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
-            ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # Callers that vanished without a word are noticed too, and their streams ended.
-            ("grpc.keepalive_time_ms", 5000),
-            ("grpc.keepalive_timeout_ms", 5000),
-            ("grpc.http2.ping_timeout_ms", 5000),
-        )
         server = grpc.server(
             self._mode.executor(RPCS_MAX),  # type: ignore[arg-type]  # any Executor will do
             handlers=[
@@ -477,7 +479,7 @@ class RaftServer:
                 *self._health.handlers(),
                 *Reflection(SERVICE, HEALTH_SERVICE).handlers(),
             ],
-            options=options,
+            options=[("grpc.so_reuseport", 0), *server_options(self._config.message_bytes_max)],  # or two could bind it
             maximum_concurrent_rpcs=RPCS_MAX,
         )
         try:

@@ -11,6 +11,7 @@ from geraft.errors import GeraftError
 from geraft.runtime.hub import Call, HubThread, native_lock
 from geraft.transport.grpc_mode import mode_for, sleep
 from geraft.transport.health import Health
+from geraft.transport.hosted import Door, HostedServer
 from geraft.transport.peer import PeerLink
 from geraft.transport.server import SERVICE, RaftHandlers, RaftServer
 from geraft.transport.services import Services
@@ -31,9 +32,16 @@ class Transport:
     """
 
     def __init__(
-        self, services: Services, listen: str, config: Config, hub: HubThread, dial: Mapping[str, str] | None = None
+        self,
+        services: Services,
+        listen: str,
+        config: Config,
+        hub: HubThread,
+        dial: Mapping[str, str] | None = None,
+        door: Door | None = None,
     ) -> None:
-        """dial: for a member's address, the one to reach it by from here, where that is another one."""
+        """dial: for a member's address, the one to reach it by from here, where that is another one. door: into a
+        server of the host's, which can be reached at `listen`; without one there is a server of our own."""
         self._services = services
         self._config = config
         self._mode = mode_for(hub)
@@ -43,7 +51,12 @@ class Transport:
         self._stopped = False
         self.handlers = RaftHandlers(services, self._mode, config)
         self.health = Health(self._mode, SERVICE)
-        self._server = RaftServer(self.handlers, self.health, self._mode, listen, config)
+        self._server: RaftServer | HostedServer
+        if door is None:
+            self._server = RaftServer(self.handlers, self.health, self._mode, listen, config)
+        else:
+            bytes_max = config.message_bytes_max
+            self._server = HostedServer(door, self.handlers, self.health, self._mode, listen, bytes_max)
 
     def start(self) -> None:
         """Listen and serve. Raises AddressInUse or ConfigError."""
