@@ -68,6 +68,13 @@ class Config:
     """What stop() takes at most, handing over included."""
     read_threads: int = _fixed(4)
     """Native threads that run process_read."""
+    sessions_max: int = _tunable(1000)
+    """Sessions for exactly-once writes that are open at a time; beyond it the one used longest ago expires. A leader
+    writes this and the next two into the entry that opens a session, so that all nodes go by the same."""
+    session_writes_max: int = _tunable(1000)
+    """Writes of one session from the lowest unanswered one on; further ones are dropped."""
+    session_answer_bytes_max: int = _tunable(1 * MIB)
+    """Of the unacknowledged answers kept for one session; one that has no room is not kept."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):

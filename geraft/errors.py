@@ -78,11 +78,27 @@ class ReadFailed(Rejected):
     """The app's process_read raised; the message carries what it said."""
 
 
+class AnswerForgotten(GeraftError):
+    """The write of a session happened, once, but its answer is not known any more: it was too large to be kept."""
+
+
 class OutcomeUnknown(GeraftError, TimeoutError):
     """The write may have happened, or may still happen: the caller timed out, or leadership was lost meanwhile.
 
-    Retry only what is safe to do twice.
+    Retry only what is safe to do twice. may_still_happen: False if it can only have happened before.
     """
+
+    may_still_happen = True
+
+
+class SessionExpired(OutcomeUnknown):
+    """The session of the write is not known any more: others were opened, and it was used longest ago of all.
+
+    The write is not applied by this attempt, nor by a later one. An earlier attempt may have been, before the session
+    expired.
+    """
+
+    may_still_happen = False
 
 
 # What keeps a node from starting -------------------------------------------------------------------------------------

@@ -9,9 +9,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from geraft.app import RaftApp
+from geraft.client.session import WriteSession
 from geraft.config import Config
-from geraft.errors import CommandTooLarge, ConfigError, NoLeader, OutcomeUnknown, ReadTimeout, TransferFailed
-from geraft.runtime.hub import Call, CallKind, Consistency, monotonic
+from geraft.errors import (
+    CommandTooLarge,
+    ConfigError,
+    NodeForked,
+    NodeStopped,
+    NoLeader,
+    NothingHappened,
+    OutcomeUnknown,
+    ReadTimeout,
+    TransferFailed,
+)
+from geraft.runtime.hub import Call, CallKind, Consistency, SessionWrite, monotonic
 from geraft.runtime.node_loop import LeaderWanted, Transfer
 from geraft.runtime.status import ClusterInfo, NodeStatus
 from geraft.runtime.supervisor import Phase, Supervisor
@@ -173,7 +184,17 @@ class RaftNode:
         index: int = self._write(CallKind.COMMIT, command, timeout_seconds, wait_for_leader)
         return index
 
+    def session(self) -> NodeSession:
+        """For writes that are applied once, whatever happens on the way: see NodeSession. Asks nobody yet."""
+        return NodeSession(self)
+
     def _write(self, kind: CallKind, command: bytes, timeout_seconds: float, wait_for_leader: bool) -> Any:
+        self._check_command(command, timeout_seconds)
+        call = Call(kind, command, deadline=monotonic() + timeout_seconds, wait_for_leader=wait_for_leader)
+        self._supervisor.put(call)
+        return call.result(timeout_seconds, lambda: self._write_timed_out(timeout_seconds))
+
+    def _check_command(self, command: bytes, timeout_seconds: float) -> None:
         if not isinstance(command, bytes):
             raise ConfigError(f"a command must be bytes, not {type(command).__name__}")
         if len(command) > self.config.command_bytes_max:
@@ -181,8 +202,11 @@ class RaftNode:
                 f"the command has {len(command)} bytes, more than command_bytes_max={self.config.command_bytes_max}"
             )
         _check_timeout(timeout_seconds)
-        call = Call(kind, command, deadline=monotonic() + timeout_seconds, wait_for_leader=wait_for_leader)
+
+    def _send_of_session(self, kind: CallKind, command: bytes, session: SessionWrite, deadline: float) -> Any:
+        call = Call(kind, command, deadline=deadline, session=session)
         self._supervisor.put(call)
+        timeout_seconds = max(deadline - monotonic(), 0.0)
         return call.result(timeout_seconds, lambda: self._write_timed_out(timeout_seconds))
 
     def _write_timed_out(self, timeout_seconds: float) -> BaseException:
@@ -265,6 +289,65 @@ class RaftNode:
             return self.status().explanation
         except Exception as error:
             return str(error)
+
+
+class NodeSession:
+    """Writes of this process that are applied once, however often they have to be sent (Raft dissertation 6.3).
+
+        with node.session() as session:
+            session.apply(b"deposit 10")
+
+    apply and commit of the node say OutcomeUnknown when leadership is lost before the answer came; those of a session
+    send the write again, under its number, until its outcome is known or the time is up. One session is for any number
+    of threads and greenlets, and for as long as the process lives; each takes one of Config.sessions_max places.
+    """
+
+    def __init__(self, node: RaftNode) -> None:
+        self._node = node
+        self._session = WriteSession(node._send_of_session, _may_retry)
+
+    def __repr__(self) -> str:
+        return f"<NodeSession {self._session.id or 'not open'} of {self._node.id}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up its place in the replicated state; blocks for a second at most. Writes after it are refused."""
+        try:
+            self._node._supervisor.check()
+        except NothingHappened:
+            return  # it stopped, or runs in the parent process: the session expires one day
+        self._session.close()
+
+    def apply(self, command: bytes, timeout_seconds: float = 5.0) -> bytes:
+        """Write; blocks until the command is applied, and gives the app's reply to it.
+
+        Raises NothingHappened errors if it is not applied and will not be, OutcomeUnknown if the time ran out first,
+        SessionExpired if the session expired after an attempt that may have been applied, AnswerForgotten if it
+        was applied and its answer was too large to be kept.
+        """
+        reply: bytes = self._write(CallKind.APPLY, command, timeout_seconds)
+        return reply
+
+    def commit(self, command: bytes, timeout_seconds: float = 5.0) -> int:
+        """Write; blocks until the command is applied, and gives the index at which it was. Raises as apply does."""
+        index: int = self._write(CallKind.COMMIT, command, timeout_seconds)
+        return index
+
+    def _write(self, kind: CallKind, command: bytes, timeout_seconds: float) -> Any:
+        self._node._check_command(command, timeout_seconds)
+        self._node._supervisor.check()
+        return self._session.write(kind, command, monotonic() + timeout_seconds)
+
+
+def _may_retry(error: BaseException) -> bool:
+    return isinstance(error, NothingHappened) and not isinstance(error, NodeStopped | NodeForked)
 
 
 _running: weakref.WeakSet[RaftNode] = weakref.WeakSet()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
 
-from geraft.core.entries import INDEX_MAX, EntryBatch, EntryKind
+from geraft.core.entries import HOLDING_COMMANDS, INDEX_MAX, EntryBatch, EntryKind
 from geraft.core.membership import Configuration, Member
 from geraft.pb import geraft_pb2 as pb
 
@@ -70,12 +71,14 @@ def decode_batch(encoded: bytes) -> EntryBatch:
     except ValueError:
         raise BadRecord(f"unknown kind of entry {record.kind}: a newer geraft wrote it") from None
     configuration = None
-    if kind is not EntryKind.COMMAND and commands != (b"",):
+    if kind not in HOLDING_COMMANDS and commands != (b"",):
         raise BadRecord(f"a {kind.name} batch holds one empty command")
     if (kind is EntryKind.CONFIGURATION) != record.HasField("configuration"):
         raise BadRecord("a configuration belongs to an entry of that kind, and to no other")
     if kind is EntryKind.CONFIGURATION:
         configuration = decode_configuration(record.configuration)
+    elif kind is EntryKind.SESSION:
+        _check_session_commands(commands)
     return EntryBatch(
         term=record.term,
         first_index=record.first_index,
@@ -84,6 +87,65 @@ def decode_batch(encoded: bytes) -> EntryBatch:
         configuration=configuration,
         encoded=encoded,
     )
+
+
+def _check_session_commands(commands: Iterable[bytes]) -> None:
+    """What can't be decoded is refused before it is written, not when it is to be applied."""
+    for command in commands:
+        if not _command_start(command):
+            try:
+                record = pb.SessionCommand.FromString(command)
+            except DecodeError as error:
+                raise BadRecord(f"not a command of a session: {error}") from None
+            if record.number:
+                raise BadRecord("a write of a session whose fields are not in order")
+
+
+# A write of a session, as protobuf writes it, but in a tenth of the time: its numbers have a fixed width.
+
+_SHORT_WRITE = struct.Struct("<BQBQBQBB")
+_LONG_WRITE = struct.Struct("<BQBQBQB")
+_TAGS = (1 << 3 | 1, 2 << 3 | 1, 3 << 3 | 1, 4 << 3 | 2)
+"""Of session, number, answered_below and command: the number of the field and how it is written."""
+_SESSION, _NUMBER, _ANSWERED_BELOW, _COMMAND = _TAGS
+
+
+def encode_session_write(session: int, number: int, answered_below: int, command: bytes) -> bytes:
+    """The SessionCommand that has the app apply a command, once for each number of the session."""
+    length = len(command)
+    if length < 0x80:
+        head = (_SESSION, session, _NUMBER, number, _ANSWERED_BELOW, answered_below, _COMMAND, length)
+        return _SHORT_WRITE.pack(*head) + command
+    numbers = _LONG_WRITE.pack(_SESSION, session, _NUMBER, number, _ANSWERED_BELOW, answered_below, _COMMAND)
+    return b"".join([numbers[:-1], *encode_bytes_field(pb.SessionCommand.COMMAND_FIELD_NUMBER, [command])])
+
+
+def decode_session_write(encoded: bytes) -> tuple[int, int, int, bytes] | None:
+    """Session, number, answered_below and command; None for another SessionCommand."""
+    start = _command_start(encoded)
+    if not start:
+        return None
+    _, session, _, number, _, answered_below, _ = _LONG_WRITE.unpack_from(encoded)
+    return session, number, answered_below, encoded[start:]
+
+
+def _command_start(encoded: bytes) -> int:
+    """Where the command of a write begins, which is all the rest; 0 if this is not what encode_session_write makes."""
+    size = len(encoded)
+    place = _LONG_WRITE.size
+    if size <= place or (encoded[0], encoded[9], encoded[18], encoded[27]) != _TAGS:
+        return 0
+    if encoded[place] + place + 1 == size and size <= place + 0x80:
+        return place + 1
+    length = shift = 0
+    while place < size and shift < 64:
+        byte = encoded[place]
+        place += 1
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return place if place + length == size else 0
+    return 0
 
 
 def encode_configuration(configuration: Configuration) -> pb.Configuration:

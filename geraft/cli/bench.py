@@ -45,6 +45,7 @@ class Setting:
     sync: str
     through: str
     consistency: str = ""
+    exactly_once: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ def bench() -> None:
 
 @bench.command()
 @bench_options
+@click.option("--exactly-once", is_flag=True, help="Number the writes, so that a repeated one is applied once.")
 def write(
     nodes: int,
     callers: int,
@@ -121,6 +123,7 @@ def write(
     through: str,
     directory: Path | None,
     as_json: bool,
+    exactly_once: bool,
 ) -> None:
     """Writes per second, each answered once a quorum has it on disk and it is applied.
 
@@ -138,6 +141,7 @@ def write(
         storage=storage,
         sync=sync,
         through=through,
+        exactly_once=exactly_once,
     )
     _measure_and_print(setting, directory, as_json)
 
@@ -272,10 +276,11 @@ def _through_node(setting: Setting, cluster: LocalCluster, node: RaftNode) -> Re
         gevent.joinall([gevent.spawn(call_on) for _ in range(callers)], raise_error=True)
         return latencies
 
+    writer = node.session() if setting.exactly_once else node
     return _run(
         setting,
         cluster,
-        apply=lambda command: node.apply(command, timeout_seconds=TIMEOUT_SECONDS),
+        apply=lambda command: writer.apply(command, timeout_seconds=TIMEOUT_SECONDS),
         read=lambda query: node.read(query, setting.consistency, timeout_seconds=TIMEOUT_SECONDS),
         run_all=run_all,
     )
@@ -313,7 +318,7 @@ def _through_client(setting: Setting, cluster: LocalCluster) -> Result:
             raise errors[0]
         return latencies
 
-    with Client(cluster.addresses, timeout_seconds=TIMEOUT_SECONDS) as client:
+    with Client(cluster.addresses, timeout_seconds=TIMEOUT_SECONDS, exactly_once=setting.exactly_once) as client:
         return _run(
             setting,
             cluster,

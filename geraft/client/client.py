@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-import tenacity
-
 from geraft.client.gateway import Connection, Gateway, parse_seeds
+from geraft.client.retry import AttemptTime, retry_until
+from geraft.client.session import WriteSession
 from geraft.config import MIB, Setting
 from geraft.core.membership import Member
 from geraft.errors import (
@@ -21,17 +21,13 @@ from geraft.errors import (
     NotLeader,
     OutcomeUnknown,
     ReadTimeout,
+    SessionExpired,
     Unreachable,
 )
 from geraft.pb import geraft_pb2 as pb
-from geraft.runtime.hub import Call, CallKind, Consistency, monotonic
+from geraft.runtime.hub import Call, CallKind, Consistency, SessionWrite, monotonic
 from geraft.runtime.status import ClusterInfo, NodeStatus, PeerStatus
 from geraft.transport import addresses
-from geraft.transport.grpc_mode import sleep
-
-RETRY_SECONDS = 0.02
-RETRY_SECONDS_MAX = 0.25
-"""Pauses between attempts: from, doubling, to."""
 
 _CONSISTENCIES = {level.name.lower(): level for level in Consistency}
 
@@ -45,18 +41,34 @@ class Client:
     seeds: addresses "host:port" of some of the servers, as a list or in one string with commas; the others are learnt.
     Nothing is asked before the first call. For any number of threads and greenlets: their calls share one stream.
 
-    Every call blocks only its caller, at most for its timeout_seconds (default: the client's). What certainly did not
-    happen is tried again within that time; a write that may have happened is not, and raises OutcomeUnknown.
+    Every call blocks only its caller, at most for its timeout_seconds (default: the client's). Reads, and what surely
+    did not happen, are tried again within that time; a write that may have happened is not, and raises OutcomeUnknown.
+
+    exactly_once: writes that may have happened are tried again too, and still applied once: the client opens a session
+    in the replicated state at its first write and numbers its writes (Raft dissertation 6.3). Off by default, as a
+    session is a place in a bounded table, and many writes may as well be applied twice: see docs/client.md.
+
+    read_from: whom reads ask, "leader" or "any", which takes the members in turn. A stale read is answered by whoever
+    is asked; others are passed on to the leader by one that is not.
     """
 
     def __init__(
-        self, seeds: str | Iterable[str], timeout_seconds: float = 5.0, *, message_bytes_max: int = 256 * MIB
+        self,
+        seeds: str | Iterable[str],
+        timeout_seconds: float = 5.0,
+        *,
+        exactly_once: bool = False,
+        read_from: str = "leader",
+        message_bytes_max: int = 256 * MIB,
     ) -> None:
+        _check_read_from(read_from)
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be above 0, not {timeout_seconds!r}")
         self._seeds = parse_seeds(seeds)
         self._timeout_seconds = timeout_seconds
+        self._read_from = read_from
         self._gateway = Gateway(self._seeds, message_bytes_max)
+        self._session = WriteSession(self._send_of_session, self._may_retry) if exactly_once else None
 
     def __repr__(self) -> str:
         return f"<Client of {', '.join(self._seeds)}>"
@@ -70,7 +82,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections. Calls that wait end: reads with NodeStopped, writes with OutcomeUnknown."""
+        """Close the connections. Calls that wait end: reads with NodeStopped, writes with OutcomeUnknown.
+
+        A session is closed first, for which this blocks a second at most.
+        """
+        if self._session is not None and not self._gateway.forked:
+            self._session.close()
         self._gateway.close()
 
     # Writes and reads
@@ -79,13 +96,17 @@ class Client:
         """Write; blocks until the command is applied, and gives the app's reply.
 
         Raises NothingHappened errors (NoLeader, Unreachable, ProposalDropped: retry freely), Rejected errors, and
-        OutcomeUnknown if the write may have happened or still happen.
+        OutcomeUnknown if the write may have happened or still happen. With exactly_once that comes only when the time
+        is up, or as SessionExpired; and AnswerForgotten if it did happen, with an answer too large to be kept.
         """
         reply: bytes = self._call(CallKind.APPLY, command, timeout_seconds)
         return reply
 
     def commit(self, command: bytes, timeout_seconds: float | None = None) -> int:
-        """Write like apply, but blocks only until the command is committed, and gives its index. Raises as apply."""
+        """Write like apply, but blocks only until the command is committed, and gives its index. Raises as apply.
+
+        With exactly_once it blocks until the command is applied, and gives the index at which it was.
+        """
         index: int = self._call(CallKind.COMMIT, command, timeout_seconds)
         return index
 
@@ -96,19 +117,24 @@ class Client:
         timeout_seconds: float | None = None,
         *,
         address: str = "",
+        read_from: str = "",
     ) -> bytes:
         """Read; blocks until the app has answered.
 
         consistency: "linearizable" sees every write that was answered before; "lease" too, as long as clocks keep
         their speed, and is faster; "stale" is whatever the asked server has applied. address: which server a stale read
-        asks, by default any. Raises NothingHappened errors (ReadTimeout among them) and ReadFailed.
+        asks, by default any. read_from: whom to ask, by default as the client was told. Raises NothingHappened errors
+        (ReadTimeout among them) and ReadFailed.
         """
         level = _consistency(consistency)
+        if read_from:
+            _check_read_from(read_from)
         if address:
             if level is not Consistency.STALE:
                 raise ConfigError('address is for consistency="stale": other reads are the leader\'s to answer')
             addresses.split(address)
-        reply: bytes = self._call(CallKind.READ, request, timeout_seconds, level, address)
+        spread = (read_from or self._read_from) == "any" and not address
+        reply: bytes = self._call(CallKind.READ, request, timeout_seconds, level, address, spread)
         return reply
 
     def _call(
@@ -118,47 +144,59 @@ class Client:
         timeout_seconds: float | None,
         consistency: Consistency = Consistency.LINEARIZABLE,
         address: str = "",
+        spread: bool = False,
     ) -> Any:
         if not isinstance(message, bytes):
             raise ConfigError(f"a command or request must be bytes, not {type(message).__name__}")
+        self._gateway.check()
         deadline = self._deadline(timeout_seconds)
-        try:
-            return self._attempt(kind, message, consistency, address, deadline)
-        except NothingHappened as error:
-            if not self._may_retry(error):
-                raise
-            first = error
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(self._may_retry),
-            wait=_pause,
-            # What would begin just before the deadline is not begun; the caller gets the last error, which says why.
-            stop=lambda state: monotonic() + state.upcoming_sleep >= deadline - RETRY_SECONDS,
-            sleep=sleep,
-            reraise=True,
-        )
-        if not (isinstance(first, NotLeader) and first.leader_address):
-            sleep(min(RETRY_SECONDS, deadline - monotonic()))
-        return retrying(self._attempt, kind, message, consistency, address, deadline)
+        if self._session is not None and kind is not CallKind.READ:
+            return self._session.write(kind, message, deadline)
+        time = AttemptTime(deadline)
 
-    def _attempt(self, kind: CallKind, message: bytes, consistency: Consistency, address: str, deadline: float) -> Any:
+        def attempt() -> Any:
+            until = time.next() if kind is CallKind.READ else deadline
+            return self._attempt(kind, message, consistency, address, until, spread=spread)
+
+        return retry_until(deadline, attempt, self._may_retry)
+
+    def _send_of_session(self, kind: CallKind, command: bytes, session: SessionWrite, deadline: float) -> Any:
+        return self._attempt(kind, command, Consistency.LINEARIZABLE, "", deadline, session)
+
+    def _attempt(
+        self,
+        kind: CallKind,
+        message: bytes,
+        consistency: Consistency,
+        address: str,
+        deadline: float,
+        session: SessionWrite | None = None,
+        spread: bool = False,
+    ) -> Any:
         """One try; tells the gateway what it learnt."""
         gateway = self._gateway
+        gateway.use()
         direct = True
         connection: Connection
         if address:
             connection = gateway.connection(address)
+        elif spread:
+            connection, direct = gateway.spread(deadline), False
         elif consistency is Consistency.STALE:
             connection = gateway.anyone(deadline)
         else:
             connection, direct = gateway.route(deadline)
         # Without a leader the server says so at once: we look for another server meanwhile.
-        call = Call(kind, message, deadline=deadline, wait_for_leader=False, consistency=consistency)
+        call = Call(kind, message, deadline=deadline, wait_for_leader=False, consistency=consistency, session=session)
         connection.submit(call, forwarded=direct)
         asked = connection.address
         try:
             value = call.result(deadline - monotonic(), lambda: _timed_out(kind, asked))
         except NotLeader as error:
             gateway.not_leader(asked, error.leader_address)
+            raise
+        except SessionExpired:
+            gateway.reached(asked)
             raise
         except (NoLeader, NodeStopped, OutcomeUnknown, ReadTimeout):
             gateway.not_leader(asked, "")  # the next call asks around first
@@ -172,11 +210,7 @@ class Client:
 
     def _may_retry(self, error: BaseException) -> bool:
         """Nothing happened, and another attempt may fare better."""
-        return (
-            isinstance(error, NothingHappened)
-            and not isinstance(error, NodeForked | ReadTimeout)
-            and not self._gateway.closed
-        )
+        return isinstance(error, NothingHappened) and not isinstance(error, NodeForked) and not self._gateway.closed
 
     # Questions
 
@@ -237,17 +271,15 @@ class Client:
         return deadline
 
 
-def _pause(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, NotLeader) and error.leader_address and state.attempt_number < 3:
-        return 0.0
-    return min(RETRY_SECONDS * 2.0**state.attempt_number, RETRY_SECONDS_MAX)
-
-
 def _timed_out(kind: CallKind, asked: str) -> GeraftError:
     if kind is CallKind.READ:
         return ReadTimeout(f"{asked} did not answer the read in time")
     return OutcomeUnknown(f"{asked} did not answer in time: the write may have happened, or may still happen")
+
+
+def _check_read_from(wanted: str) -> None:
+    if wanted not in ("leader", "any"):
+        raise ConfigError(f'read_from must be "leader" or "any", not {wanted!r}')
 
 
 def _consistency(wanted: Consistency | str) -> Consistency:

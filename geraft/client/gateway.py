@@ -1,14 +1,16 @@
 """Which servers there are, which of them leads, and the connections to them.
 
 A server is asked through one channel, and all calls of the process's threads to it share one stream. The gateway
-follows the leader by what servers answer ("not me, but n2") and, when nobody is known to lead, by asking every seed and
-every known member side by side. Seeds are never dropped, and a list of members is never replaced by an empty one.
+follows the leader by what servers answer ("not me, but n2"), by asking it every second while there are calls, and, when
+nobody is known to lead, by asking every seed and every known member side by side. Seeds are never dropped, and a list
+of members is never replaced by an empty one.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from typing import Any
 
 import grpc
@@ -31,7 +33,7 @@ from geraft.runtime.hub import (
 )
 from geraft.transport import addresses, failures
 from geraft.transport.calls import CallStream
-from geraft.transport.grpc_mode import GeventMode, GrpcMode, LazyChannel, NativeMode
+from geraft.transport.grpc_mode import GeventMode, GrpcMode, LazyChannel, NativeMode, sleep
 from geraft.transport.peer import channel_options
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,14 @@ PROBE_SECONDS = 1.0
 """How long one round of questions waits for servers that do not answer."""
 DETOUR_SECONDS = 3.0
 """A leader that can't be reached from here for so long, which outlasts an election, is asked through another member."""
+POLL_SECONDS = 1.0
+"""How often the leader is asked who leads and who is a member, while there are calls."""
+POLL_PATIENCE_SECONDS = 2.0
+"""A server that takes longer to answer counts as one that can't be reached."""
+POLL_IDLE_SECONDS = 5.0
+"""Without a call for so long nobody is asked any more."""
+POLL_LOST_MAX = 3
+"""Servers that could not be reached lately, of which so many are asked at each poll whether they are back."""
 TIMEOUT_MARGIN_SECONDS = 0.2
 """How much sooner than the caller a server gives up, so that its answer, which tells why, still gets here."""
 
@@ -133,10 +143,14 @@ class Gateway:
         self._lock = native_lock()
         self._connections: dict[str, Connection] = {}
         self._members: tuple[str, ...] = ()
+        self._members_term = 0
         self._leader = ""
         self._leader_term = 0
         self._unreachable_since: dict[str, float] = {}
         self._probe: Probe | None = None
+        self._used_at = 0.0
+        self._polling = False
+        self._turn = count()
         self._closed = False
 
     @property
@@ -164,11 +178,61 @@ class Gateway:
                     connection = self._connections[address] = Connection(self._mode, address, self._options)
         return connection
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that made it: then its locks may be held by nobody who runs here."""
+        return self._generation != fork_generation()
+
     def check(self) -> None:
         if self._generation != fork_generation():
             raise NodeForked("this client was made before a fork and does not work in the child: make one in the child")
         if self._closed:
             raise NodeStopped("the client was closed")
+
+    # While there are calls
+
+    def use(self) -> None:
+        """A call is made: keep up with the cluster for a while, beside the calls. Never blocks. Raises as check."""
+        self.check()
+        self._used_at = monotonic()
+        if not self._polling:
+            with self._lock:
+                if self._polling or self._closed:
+                    return
+                self._polling = True
+            self._mode.spawn(self._poll, name="geraft gateway")
+
+    def _poll(self) -> None:
+        while True:
+            sleep(POLL_SECONDS)
+            with self._lock:
+                if self._closed or monotonic() - self._used_at > POLL_IDLE_SECONDS:
+                    self._polling = False
+                    return
+            for address in self._to_poll():
+                self._mode.enter(self._poll_one, address, name="geraft poll")
+
+    def _to_poll(self) -> list[str]:
+        """The leader, or else a server that answered lately; and a few that did not, to find out when they are back."""
+        with self._lock:
+            lost = list(self._unreachable_since)
+            sound = [address for address in self.servers if address not in self._unreachable_since]
+            turn = next(self._turn)
+        asked = [self._leader] if self._leader else [sound[turn % len(sound)]] if sound else []
+        start = turn * POLL_LOST_MAX % len(lost) if lost else 0
+        return asked + (lost[start:] + lost[:start])[:POLL_LOST_MAX]
+
+    def _poll_one(self, address: str) -> None:
+        def answered(answer: Any, error: GeraftError | None) -> None:
+            if error is not None:
+                self.unreachable(address)
+                return
+            with self._lock:
+                self._learn(address, answer)
+
+        self._ask_here(
+            address, "RequestClusterInfo", pb.ClusterInfoReq(), pb.ClusterInfoRep, POLL_PATIENCE_SECONDS, answered
+        )
 
     # The leader
 
@@ -202,6 +266,16 @@ class Gateway:
         for address in probe.answers:
             return self.connection(self._leader or address)
         raise Unreachable(f"no server answers: {probe.sentence()}")
+
+    def spread(self, deadline: float) -> Connection:
+        """The members in turn, without those that could not be reached lately. Raises Unreachable if nobody answers."""
+        if not self._members:
+            probe = self.probe(deadline)
+            if not probe.answers:
+                raise Unreachable(f"no server answers: {probe.sentence()}")
+        members = self._members or self.servers
+        sound = [address for address in members if address not in self._unreachable_since] or members
+        return self.connection(sound[next(self._turn) % len(sound)])
 
     def not_leader(self, address: str, hint: str) -> None:
         """The server said that it doesn't lead; hint: the address of who does, "" if it doesn't know."""
@@ -270,9 +344,11 @@ class Gateway:
             for group in (configuration.voters, configuration.learners, configuration.outgoing)
             for member in group
         )
-        if members:
-            self._members = tuple(members)
+        if members and answer.term >= self._members_term:  # or a server that was removed would tell of its time
+            self._members, self._members_term = tuple(members), answer.term
         leader = answer.leader_address
+        if not leader and self._leader == address and answer.term >= self._leader_term:
+            self._leader = ""  # it has stepped down, and knows of no other
         if leader and leader not in self._unreachable_since and answer.term >= self._leader_term:
             self._leader = leader
             self._leader_term = answer.term

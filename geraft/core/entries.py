@@ -35,6 +35,12 @@ class EntryKind(IntEnum):
     NOOP = 1
     COMMAND = 2
     CONFIGURATION = 3
+    SESSION = 4
+    """Of a client's session: each command is what geraft.sessions makes of a write, so that it is applied once."""
+
+
+HOLDING_COMMANDS = frozenset({EntryKind.COMMAND, EntryKind.SESSION})
+"""Kinds whose batches may have several entries, each with a command."""
 
 
 class Ballot(NamedTuple):
@@ -49,6 +55,7 @@ class EntryBatch:
     """Consecutive entries of one term and one kind.
 
     commands: one per entry. Those of a NOOP or CONFIGURATION entry are empty bytes, and such a batch has one entry.
+    Those of a SESSION are SessionCommands of proto/geraft.proto, which only geraft.sessions looks into.
     configuration: set if and only if kind is CONFIGURATION.
     encoded: a cache that geraft.records fills on the first encoding, so that disk and every peer share it.
     size_bytes: roughly what the entries take on the wire.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from geraft.core.entries import Ballot, EntryBatch, EntryId
+from geraft.core.entries import Ballot, EntryBatch, EntryId, EntryKind
 from geraft.core.messages import PeerMessage
 
 if TYPE_CHECKING:
@@ -25,10 +25,14 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Propose:
-    """Callers want these commands appended, as one batch. token: names the proposal in ProposalAccepted/Refused."""
+    """Callers want these commands appended, as one batch. token: names the proposal in ProposalAccepted/Refused.
+
+    kind: COMMAND or SESSION.
+    """
 
     token: int
     commands: tuple[bytes, ...]
+    kind: EntryKind = EntryKind.COMMAND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ def append_proposal(raft: Raft, proposal: Propose) -> None:
     if raft.uncommitted_bytes > raft.settings.uncommitted_bytes_max:
         raft.emit(ProposalRefused(token=proposal.token, reason=Reason.OVERLOADED))
         return
-    first_index = raft.append_own(EntryKind.COMMAND, proposal.commands)
+    first_index = raft.append_own(proposal.kind, proposal.commands)
     raft.emit(
         ProposalAccepted(token=proposal.token, term=raft.term, first_index=first_index, count=len(proposal.commands))
     )

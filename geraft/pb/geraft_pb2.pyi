@@ -35,6 +35,8 @@ class _EntryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EntryKind.V
     """A command of the user's app."""
     ENTRY_KIND_CONFIGURATION: _EntryKind.ValueType  # 3
     """A configuration of the cluster."""
+    ENTRY_KIND_SESSION: _EntryKind.ValueType  # 4
+    """Of a client's session: each command is a serialized SessionCommand."""
 
 class EntryKind(_EntryKind, metaclass=_EntryKindEnumTypeWrapper): ...
 
@@ -45,6 +47,8 @@ ENTRY_KIND_COMMAND: EntryKind.ValueType  # 2
 """A command of the user's app."""
 ENTRY_KIND_CONFIGURATION: EntryKind.ValueType  # 3
 """A configuration of the cluster."""
+ENTRY_KIND_SESSION: EntryKind.ValueType  # 4
+"""Of a client's session: each command is a serialized SessionCommand."""
 Global___EntryKind: _TypeAlias = EntryKind  # noqa: Y015
 
 class _Consistency:
@@ -83,6 +87,10 @@ class _CallKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallKind.Val
     """A write, answered once committed; the answer is empty."""
     CALL_KIND_READ: _CallKind.ValueType  # 3
     """A read."""
+    CALL_KIND_OPEN_SESSION: _CallKind.ValueType  # 4
+    """Open a session; the answer's index is its id."""
+    CALL_KIND_CLOSE_SESSION: _CallKind.ValueType  # 5
+    """Close a session."""
 
 class CallKind(_CallKind, metaclass=_CallKindEnumTypeWrapper): ...
 
@@ -93,6 +101,10 @@ CALL_KIND_COMMIT: CallKind.ValueType  # 2
 """A write, answered once committed; the answer is empty."""
 CALL_KIND_READ: CallKind.ValueType  # 3
 """A read."""
+CALL_KIND_OPEN_SESSION: CallKind.ValueType  # 4
+"""Open a session; the answer's index is its id."""
+CALL_KIND_CLOSE_SESSION: CallKind.ValueType  # 5
+"""Close a session."""
 Global___CallKind: _TypeAlias = CallKind  # noqa: Y015
 
 @_typing.final
@@ -174,7 +186,7 @@ class EntryBatch(_message.Message):
     kind: Global___EntryKind.ValueType
     @_builtins.property
     def commands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One per entry; empty bytes for a kind other than COMMAND."""
+        """One per entry; empty bytes for a kind other than COMMAND and SESSION."""
 
     @_builtins.property
     def configuration(self) -> Global___Configuration:
@@ -196,6 +208,165 @@ class EntryBatch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EntryBatch: _TypeAlias = EntryBatch  # noqa: Y015
+
+@_typing.final
+class SessionCommand(_message.Message):
+    """A session is opened, writes, or is closed (Raft dissertation 6.3). Numbers of a fixed width, so that they stand at known
+    places: those of a write are put in and taken out without a parser.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ANSWERED_BELOW_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    """Id of the session, which is the index of the entry that opened it; 0 to open one."""
+    number: _builtins.int
+    """Of the write, chosen by the client, from 1; 0 to close the session."""
+    answered_below: _builtins.int
+    """The client has the answers to all its writes below this number: they need not be kept. From 1 in a write."""
+    command: _builtins.bytes
+    """For the app."""
+    @_builtins.property
+    def limits(self) -> Global___SessionLimits:
+        """Of an opening."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        number: _builtins.int = ...,
+        answered_below: _builtins.int = ...,
+        command: _builtins.bytes = ...,
+        limits: Global___SessionLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_below", b"answered_below", "command", b"command", "limits", b"limits", "number", b"number", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionCommand: _TypeAlias = SessionCommand  # noqa: Y015
+
+@_typing.final
+class SessionLimits(_message.Message):
+    """What a session may take. Part of the entry, so that every node keeps and forgets the same."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_MAX_FIELD_NUMBER: _builtins.int
+    WRITES_MAX_FIELD_NUMBER: _builtins.int
+    ANSWER_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    sessions_max: _builtins.int
+    """Sessions open at a time; beyond it the one expires that was used longest ago."""
+    writes_max: _builtins.int
+    """Writes from the lowest unanswered one on; further ones are refused."""
+    answer_bytes_max: _builtins.int
+    """Of the answers kept for it; one that has no room is not kept."""
+    def __init__(
+        self,
+        *,
+        sessions_max: _builtins.int = ...,
+        writes_max: _builtins.int = ...,
+        answer_bytes_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_bytes_max", b"answer_bytes_max", "sessions_max", b"sessions_max", "writes_max", b"writes_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionLimits: _TypeAlias = SessionLimits  # noqa: Y015
+
+@_typing.final
+class SessionTable(_message.Message):
+    """All sessions as of an index: a part of a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]: ...
+    def __init__(
+        self,
+        *,
+        sessions: _abc.Iterable[Global___Session] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionTable: _TypeAlias = SessionTable  # noqa: Y015
+
+@_typing.final
+class Session(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    USED_INDEX_FIELD_NUMBER: _builtins.int
+    ANSWERED_BELOW_FIELD_NUMBER: _builtins.int
+    WRITES_MAX_FIELD_NUMBER: _builtins.int
+    ANSWER_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    used_index: _builtins.int
+    """Index of its last entry."""
+    answered_below: _builtins.int
+    writes_max: _builtins.int
+    answer_bytes_max: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionAnswer]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        used_index: _builtins.int = ...,
+        answered_below: _builtins.int = ...,
+        writes_max: _builtins.int = ...,
+        answer_bytes_max: _builtins.int = ...,
+        answers: _abc.Iterable[Global___SessionAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_bytes_max", b"answer_bytes_max", "answered_below", b"answered_below", "answers", b"answers", "id", b"id", "used_index", b"used_index", "writes_max", b"writes_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Session: _TypeAlias = Session  # noqa: Y015
+
+@_typing.final
+class SessionAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    index: _builtins.int
+    """At which the write was applied."""
+    reply: _builtins.bytes
+    """The app's reply; absent if it is no longer kept."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        index: _builtins.int = ...,
+        reply: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reply", b"_reply", "reply", b"reply"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reply", b"_reply", "index", b"index", "number", b"number", "reply", b"reply"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reply: _TypeAlias = _typing.Literal["reply"]  # noqa: Y015
+    _WhichOneofArgType__reply: _TypeAlias = _typing.Literal["_reply", b"_reply"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reply) -> _WhichOneofReturnType__reply | None: ...
+
+Global___SessionAnswer: _TypeAlias = SessionAnswer  # noqa: Y015
 
 @_typing.final
 class Member(_message.Message):
@@ -504,6 +675,9 @@ class ApplyReq(_message.Message):
     FORWARDED_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     WAIT_FOR_LEADER_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ANSWERED_BELOW_FIELD_NUMBER: _builtins.int
     message: _builtins.bytes
     """The command or read request, for the app."""
     mutation: _builtins.bool
@@ -516,6 +690,10 @@ class ApplyReq(_message.Message):
     """For a read."""
     wait_for_leader: _builtins.bool
     """Wait for a leader within the timeout if none is known."""
+    session: _builtins.int
+    """For a write that is to be applied once however often it is sent: as in SessionCommand. session is 0 for others."""
+    number: _builtins.int
+    answered_below: _builtins.int
     def __init__(
         self,
         *,
@@ -525,10 +703,13 @@ class ApplyReq(_message.Message):
         forwarded: _builtins.bool = ...,
         consistency: Global___Consistency.ValueType = ...,
         wait_for_leader: _builtins.bool = ...,
+        session: _builtins.int = ...,
+        number: _builtins.int = ...,
+        answered_below: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "forwarded", b"forwarded", "message", b"message", "mutation", b"mutation", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_below", b"answered_below", "consistency", b"consistency", "forwarded", b"forwarded", "message", b"message", "mutation", b"mutation", "number", b"number", "session", b"session", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -562,12 +743,19 @@ class CommitReq(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     FORWARDED_FIELD_NUMBER: _builtins.int
     WAIT_FOR_LEADER_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ANSWERED_BELOW_FIELD_NUMBER: _builtins.int
     message: _builtins.bytes
     """The command, for the app."""
     timeout_ms: _builtins.int
     """As in ApplyReq."""
     forwarded: _builtins.bool
     wait_for_leader: _builtins.bool
+    session: _builtins.int
+    """As in ApplyReq. Such a write is answered once applied, with the index at which it was."""
+    number: _builtins.int
+    answered_below: _builtins.int
     def __init__(
         self,
         *,
@@ -575,10 +763,13 @@ class CommitReq(_message.Message):
         timeout_ms: _builtins.int = ...,
         forwarded: _builtins.bool = ...,
         wait_for_leader: _builtins.bool = ...,
+        session: _builtins.int = ...,
+        number: _builtins.int = ...,
+        answered_below: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forwarded", b"forwarded", "message", b"message", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_below", b"answered_below", "forwarded", b"forwarded", "message", b"message", "number", b"number", "session", b"session", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,6 +794,96 @@ class CommitRep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitRep: _TypeAlias = CommitRep  # noqa: Y015
+
+@_typing.final
+class OpenSessionReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    FORWARDED_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_LEADER_FIELD_NUMBER: _builtins.int
+    timeout_ms: _builtins.int
+    """As in ApplyReq."""
+    forwarded: _builtins.bool
+    wait_for_leader: _builtins.bool
+    def __init__(
+        self,
+        *,
+        timeout_ms: _builtins.int = ...,
+        forwarded: _builtins.bool = ...,
+        wait_for_leader: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forwarded", b"forwarded", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenSessionReq: _TypeAlias = OpenSessionReq  # noqa: Y015
+
+@_typing.final
+class OpenSessionRep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenSessionRep: _TypeAlias = OpenSessionRep  # noqa: Y015
+
+@_typing.final
+class CloseSessionReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    FORWARDED_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_LEADER_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    timeout_ms: _builtins.int
+    """As in ApplyReq."""
+    forwarded: _builtins.bool
+    wait_for_leader: _builtins.bool
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+        forwarded: _builtins.bool = ...,
+        wait_for_leader: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forwarded", b"forwarded", "session", b"session", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSessionReq: _TypeAlias = CloseSessionReq  # noqa: Y015
+
+@_typing.final
+class CloseSessionRep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSessionRep: _TypeAlias = CloseSessionRep  # noqa: Y015
 
 @_typing.final
 class CallReq(_message.Message):
@@ -640,6 +921,9 @@ class CallItem(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     WAIT_FOR_LEADER_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    WRITE_NUMBER_FIELD_NUMBER: _builtins.int
+    ANSWERED_BELOW_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Chosen by the caller, unique on the stream."""
     kind: Global___CallKind.ValueType
@@ -647,6 +931,10 @@ class CallItem(_message.Message):
     consistency: Global___Consistency.ValueType
     timeout_ms: _builtins.int
     wait_for_leader: _builtins.bool
+    session: _builtins.int
+    """As in ApplyReq; session also names the one to close."""
+    write_number: _builtins.int
+    answered_below: _builtins.int
     def __init__(
         self,
         *,
@@ -656,10 +944,13 @@ class CallItem(_message.Message):
         consistency: Global___Consistency.ValueType = ...,
         timeout_ms: _builtins.int = ...,
         wait_for_leader: _builtins.bool = ...,
+        session: _builtins.int = ...,
+        write_number: _builtins.int = ...,
+        answered_below: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "kind", b"kind", "message", b"message", "number", b"number", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_below", b"answered_below", "consistency", b"consistency", "kind", b"kind", "message", b"message", "number", b"number", "session", b"session", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader", "write_number", b"write_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,7 +987,7 @@ class CallAnswer(_message.Message):
     number: _builtins.int
     message: _builtins.bytes
     index: _builtins.int
-    """For CALL_KIND_COMMIT: the index."""
+    """For CALL_KIND_COMMIT: the index. For CALL_KIND_OPEN_SESSION: the id."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Set if the call failed."""

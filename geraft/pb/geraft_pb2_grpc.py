@@ -64,6 +64,16 @@ class RaftStub:
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.CommitReq.SerializeToString,
                 response_deserializer=geraft_dot_pb_dot_geraft__pb2.CommitRep.FromString,
                 _registered_method=True)
+        self.OpenSession = channel.unary_unary(
+                '/geraft.Raft/OpenSession',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.OpenSessionReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.OpenSessionRep.FromString,
+                _registered_method=True)
+        self.CloseSession = channel.unary_unary(
+                '/geraft.Raft/CloseSession',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.CloseSessionReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.CloseSessionRep.FromString,
+                _registered_method=True)
         self.Call = channel.stream_stream(
                 '/geraft.Raft/Call',
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.CallReq.SerializeToString,
@@ -138,6 +148,19 @@ class RaftServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenSession(self, request, context):
+        """A session for exactly-once writes is opened, or closed. Forwarded once to the leader if needed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSession(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Call(self, request_iterator, context):
         """Many calls of one caller over one stream, each answered under its number in any order.
         """
@@ -205,6 +228,16 @@ def add_RaftServicer_to_server(servicer, server):
                     servicer.RequestCommit,
                     request_deserializer=geraft_dot_pb_dot_geraft__pb2.CommitReq.FromString,
                     response_serializer=geraft_dot_pb_dot_geraft__pb2.CommitRep.SerializeToString,
+            ),
+            'OpenSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSession,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.OpenSessionReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.OpenSessionRep.SerializeToString,
+            ),
+            'CloseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSession,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.CloseSessionReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.CloseSessionRep.SerializeToString,
             ),
             'Call': grpc.stream_stream_rpc_method_handler(
                     servicer.Call,
@@ -394,6 +427,60 @@ class Raft:
             '/geraft.Raft/RequestCommit',
             geraft_dot_pb_dot_geraft__pb2.CommitReq.SerializeToString,
             geraft_dot_pb_dot_geraft__pb2.CommitRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/OpenSession',
+            geraft_dot_pb_dot_geraft__pb2.OpenSessionReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.OpenSessionRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/CloseSession',
+            geraft_dot_pb_dot_geraft__pb2.CloseSessionReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.CloseSessionRep.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,9 @@ class RaftStub:
     """A write (mutation) answered once applied, or a read. Forwarded once to the leader if needed."""
     RequestCommit: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.CommitReq, _geraft_pb2.CommitRep]
     """A write answered once committed."""
+    OpenSession: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.OpenSessionReq, _geraft_pb2.OpenSessionRep]
+    """A session for exactly-once writes is opened, or closed. Forwarded once to the leader if needed."""
+    CloseSession: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.CloseSessionReq, _geraft_pb2.CloseSessionRep]
     Call: _grpc.StreamStreamMultiCallable[_geraft_pb2.CallReq, _geraft_pb2.CallRep]
     """Many calls of one caller over one stream, each answered under its number in any order."""
     RequestClusterInfo: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.ClusterInfoReq, _geraft_pb2.ClusterInfoRep]
@@ -78,6 +81,9 @@ class RaftAsyncStub(RaftStub):
     """A write (mutation) answered once applied, or a read. Forwarded once to the leader if needed."""
     RequestCommit: _aio.UnaryUnaryMultiCallable[_geraft_pb2.CommitReq, _geraft_pb2.CommitRep]  # type: ignore[assignment]
     """A write answered once committed."""
+    OpenSession: _aio.UnaryUnaryMultiCallable[_geraft_pb2.OpenSessionReq, _geraft_pb2.OpenSessionRep]  # type: ignore[assignment]
+    """A session for exactly-once writes is opened, or closed. Forwarded once to the leader if needed."""
+    CloseSession: _aio.UnaryUnaryMultiCallable[_geraft_pb2.CloseSessionReq, _geraft_pb2.CloseSessionRep]  # type: ignore[assignment]
     Call: _aio.StreamStreamMultiCallable[_geraft_pb2.CallReq, _geraft_pb2.CallRep]  # type: ignore[assignment]
     """Many calls of one caller over one stream, each answered under its number in any order."""
     RequestClusterInfo: _aio.UnaryUnaryMultiCallable[_geraft_pb2.ClusterInfoReq, _geraft_pb2.ClusterInfoRep]  # type: ignore[assignment]
@@ -140,6 +146,21 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_geraft_pb2.CommitRep, _abc.Awaitable[_geraft_pb2.CommitRep]]:
         """A write answered once committed."""
+
+    @_abc_1.abstractmethod
+    def OpenSession(
+        self,
+        request: _geraft_pb2.OpenSessionReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.OpenSessionRep, _abc.Awaitable[_geraft_pb2.OpenSessionRep]]:
+        """A session for exactly-once writes is opened, or closed. Forwarded once to the leader if needed."""
+
+    @_abc_1.abstractmethod
+    def CloseSession(
+        self,
+        request: _geraft_pb2.CloseSessionReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.CloseSessionRep, _abc.Awaitable[_geraft_pb2.CloseSessionRep]]: ...
 
     @_abc_1.abstractmethod
     def Call(

@@ -12,10 +12,19 @@ import tenacity
 
 from geraft.app import MakeSnapshot, RaftApp
 from geraft.core.entries import EntryBatch, EntryKind
-from geraft.errors import GeraftError, OutcomeUnknown, ProposalDropped, ReadFailed, ReadTimeout, StorageCorrupt
+from geraft.errors import (
+    AnswerForgotten,
+    GeraftError,
+    OutcomeUnknown,
+    ProposalDropped,
+    ReadFailed,
+    ReadTimeout,
+    StorageCorrupt,
+)
 from geraft.runtime.hub import Call, CallKind, fail, finish, monotonic
 from geraft.runtime.pending import Proposal
 from geraft.runtime.worker import END, Worker
+from geraft.sessions import Answer, SessionTable
 from geraft.storage.base import RaftStorage
 
 log = logging.getLogger(__name__)
@@ -41,7 +50,7 @@ class _Stopped(Exception):
 
 
 class Applier(Worker):
-    """The one native thread that changes the app's state.
+    """The one native thread that changes the replicated state: the app's, and the table of sessions.
 
     An exception of process_write is retried with growing pauses; the node goes on meanwhile. apply_error tells what it
     said last, "" if the app is well. applied: tells the node loop how far the app is; apply_failed: tells of each
@@ -70,6 +79,7 @@ class Applier(Worker):
         self._at_work = False
         self._giving_up = False
         self._dropping = False
+        self._sessions = SessionTable()
         self._interrupt: SimpleQueue[None] = SimpleQueue()
         self.apply_error = ""
 
@@ -104,10 +114,18 @@ class Applier(Worker):
     def after_end(self) -> None:
         self.drop_queue()
 
+    def _session_state(self) -> bytes:
+        """The encoded state of the sessions after the entry applied last."""
+        return self._sessions.encode()
+
+    def _restore_sessions(self, encoded: bytes) -> None:
+        """Go on from what _session_state gave on another node, or in an earlier life."""
+        self._sessions = SessionTable.decode(encoded)
+
     def drop(self, item: Any) -> None:
         if not isinstance(item, ApplyWork):
             return
-        waiting = [call for proposal in item.proposals for call in proposal.calls if call.kind is not CallKind.COMMIT]
+        waiting = [call for proposal in item.proposals for call in proposal.waiting_for_app]
         error = "the write is committed, but this node ends before its app applied it: it will when it runs again"
         fail(waiting, OutcomeUnknown(error + (f" ({self.apply_error})" if self.apply_error else "")))
 
@@ -116,7 +134,7 @@ class Applier(Worker):
         if self._dropping:
             self.drop(work)
             return False
-        replies: list[bytes] | None = [] if work.proposals else None
+        replies: list[Any] | None = [] if work.proposals else None
         self._at_work = True
         try:
             index = work.first_index
@@ -149,7 +167,10 @@ class Applier(Worker):
             raise StorageCorrupt(f"the log store no longer has the committed entry {first_index}")
         return batches
 
-    def _apply(self, batch: EntryBatch, replies: list[bytes] | None) -> None:
+    def _apply(self, batch: EntryBatch, replies: list[Any] | None) -> None:
+        if batch.kind is EntryKind.SESSION:
+            self._apply_sessions(batch, replies)
+            return
         if batch.kind is not EntryKind.COMMAND:
             self._under_way = batch.last_index, iter(())
             if replies is not None:
@@ -169,6 +190,28 @@ class Applier(Worker):
             if replies is not None:
                 replies.append(reply)
             index += 1
+
+    def _apply_sessions(self, batch: EntryBatch, replies: list[Any] | None) -> None:
+        """Commands of sessions: the table says which of them the app is given."""
+        wish = MakeSnapshot.NONE
+
+        def write(command: bytes, index: int) -> bytes:
+            nonlocal wish
+            try:
+                reply, wish = self._app.process_write(command, index)
+            except Exception as refused:
+                reply, wish = self._retry(command, index, refused)
+            return reply
+
+        commands = iter(batch.commands)
+        self._under_way = batch.last_index, commands
+        for index, command in enumerate(commands, batch.first_index):
+            outcome = self._sessions.apply(index, command, write)
+            if wish is not MakeSnapshot.NONE:  # after the table has the answer, which belongs to the snapshot
+                log.debug("the app asked for a %s snapshot at %d", wish.value, index)
+                wish = MakeSnapshot.NONE
+            if replies is not None:
+                replies.append(outcome)
 
     def _retry(self, command: bytes, index: int, error: Exception) -> tuple[bytes, MakeSnapshot]:
         """Ask the app again, with pauses that grow, until it takes the entry: to skip it would split the replicas."""
@@ -219,15 +262,35 @@ class Applier(Worker):
             return
         raise _Stopped
 
-    def _answer(self, proposal: Proposal, replies: list[bytes], first_index: int) -> None:
+    def _answer(self, proposal: Proposal, replies: list[Any], first_index: int) -> None:
         start = proposal.first_index - first_index
         answers = replies[start : start + len(proposal.calls)]
         calls = proposal.calls
+        if proposal.in_session:
+            calls, answers = _tell_refused(calls, answers)
         if proposal.wait_for_commit:
             pairs = [pair for pair in zip(calls, answers, strict=True) if pair[0].kind is not CallKind.COMMIT]
             calls = [call for call, _ in pairs]
             answers = [answer for _, answer in pairs]
         finish(calls, answers)
+
+
+def _tell_refused(calls: list[Call], outcomes: list[Answer | GeraftError]) -> tuple[list[Call], list[Any]]:
+    """Of calls of sessions: tell those that were refused; the others, with the value that each asked for."""
+    done: list[Call] = []
+    values: list[Any] = []
+    for call, outcome in zip(calls, outcomes, strict=True):
+        if isinstance(outcome, GeraftError):
+            fail([call], outcome)
+        elif call.kind is not CallKind.APPLY:
+            done.append(call)
+            values.append(outcome.index)
+        elif outcome.reply is None:
+            fail([call], AnswerForgotten(f"the write was applied at {outcome.index}; its answer was too large to keep"))
+        else:
+            done.append(call)
+            values.append(outcome.reply)
+    return done, values
 
 
 class Readers:

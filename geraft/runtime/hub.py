@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent import monkey
@@ -148,6 +148,8 @@ class CallKind(IntEnum):
     APPLY = 1
     COMMIT = 2
     READ = 3
+    OPEN_SESSION = 4
+    CLOSE_SESSION = 5
 
 
 class Consistency(IntEnum):
@@ -156,6 +158,18 @@ class Consistency(IntEnum):
     LINEARIZABLE = 0
     LEASE = 1
     STALE = 2
+
+
+class SessionWrite(NamedTuple):
+    """Names a write that is applied once however often it is sent: the session, and its number there.
+
+    answered_below: the caller has the answers to all writes of a lower number. Of an opening all are 0, of a closing
+    the numbers.
+    """
+
+    session: int
+    number: int
+    answered_below: int
 
 
 Sink = Callable[[list[Any]], None]
@@ -241,10 +255,10 @@ class Call(Waiter):
     """What a caller asks of the node, and waits for.
 
     deadline: of monotonic(), until which the node keeps looking for a leader and for an answer. forwarded: a member was
-    asked first, so it is not forwarded again.
+    asked first, so it is not forwarded again. session: set for a write of a session, its opening and its closing.
     """
 
-    __slots__ = ("consistency", "deadline", "forwarded", "kind", "message", "wait_for_leader")
+    __slots__ = ("consistency", "deadline", "forwarded", "kind", "message", "session", "wait_for_leader")
 
     def result(self, timeout_seconds: float | None, on_timeout: Callable[[], BaseException]) -> Any:
         if not self.wait(timeout_seconds):
@@ -267,6 +281,7 @@ class Call(Waiter):
         wait_for_leader: bool = True,
         consistency: Consistency = Consistency.LINEARIZABLE,
         forwarded: bool = False,
+        session: SessionWrite | None = None,
     ) -> None:
         Waiter.__init__(self)
         self.kind = kind
@@ -275,6 +290,7 @@ class Call(Waiter):
         self.wait_for_leader = wait_for_leader
         self.consistency = consistency
         self.forwarded = forwarded
+        self.session = session
 
 
 class RemoteCall(Call):
@@ -297,6 +313,7 @@ class RemoteCall(Call):
         wait_for_leader: bool = True,
         consistency: Consistency = Consistency.LINEARIZABLE,
         forwarded: bool = False,
+        session: SessionWrite | None = None,
     ) -> None:
         self.value = None
         self.error = None
@@ -308,6 +325,7 @@ class RemoteCall(Call):
         self.wait_for_leader = wait_for_leader
         self.consistency = consistency
         self.forwarded = forwarded
+        self.session = session
         self.number = number
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any, Protocol
 
-from geraft import signals
+from geraft import sessions, signals
 from geraft.core.effects import (
     Alarm,
     Apply,
@@ -28,6 +28,7 @@ from geraft.core.effects import (
     TruncatedTo,
     WaitersOutcomeUnknown,
 )
+from geraft.core.entries import EntryKind
 from geraft.core.events import (
     Applied,
     EntriesLoaded,
@@ -52,6 +53,7 @@ from geraft.errors import (
     ReadTimeout,
     TransferFailed,
 )
+from geraft.records import encode_session_write
 from geraft.runtime.applier import Applier, ApplyWork, Readers
 from geraft.runtime.dispatcher import Dispatcher
 from geraft.runtime.hub import Call, CallKind, Consistency, Inbox, RemoteCall, Waiter, fail, finish, monotonic
@@ -64,6 +66,7 @@ log = logging.getLogger(__name__)
 
 TICK_RESOLUTION_SECONDS = 0.005
 """Raft is told the time at most this often while events pour in."""
+DEFAULT_LIMITS = sessions.Limits()
 SWEEP_SECONDS = 1.0
 """How often callers are looked for who stopped waiting."""
 SWEEP_GRACE_SECONDS = 5.0
@@ -123,7 +126,8 @@ class NodeLoop:
     """Takes all that waits in the inbox, tells Raft, and hands each effect to whoever carries it out.
 
     Never waits for anything but news. why_no_leader: a sentence for callers who could not be served. leader_changed:
-    told the id of the leader, "" for none; must not block. clock: that of the calls' deadlines.
+    told the id of the leader, "" for none; must not block. clock: that of the calls' deadlines. session_limits: for
+    sessions that are opened while this node leads.
     """
 
     def __init__(
@@ -138,6 +142,7 @@ class NodeLoop:
         dispatcher: Dispatcher,
         storage: RaftStorage,
         append_bytes_max: int,
+        session_limits: sessions.Limits = DEFAULT_LIMITS,
         why_no_leader: Callable[[], str],
         apply_stuck_seconds: float = 0.0,
         leader_changed: Callable[[str], None] = lambda leader_id: None,
@@ -156,6 +161,7 @@ class NodeLoop:
         self._app_at = 0  # the entry that the app had when it last got on
         self._app_got_on_at = clock()
         self._hand_over_at = 0.0  # not earlier, if the app is stuck
+        self.session_limits = session_limits
         self._why_no_leader = why_no_leader
         self._tell_leader_changed = leader_changed
         self._clock = clock
@@ -167,6 +173,7 @@ class NodeLoop:
         self._leader_wanted: list[LeaderWanted] = []
         self._transfers: dict[int, Transfer] = {}
         self._new_writes: list[Call] = []
+        self._new_session_writes: list[Call] = []
         self._new_reads: list[Call] = []
         self._untaken: Iterator[Any] = iter(())  # of what was taken from the inbox last
         self._swept_at = clock()
@@ -211,7 +218,10 @@ class NodeLoop:
             for item in untaken:
                 kind = type(item)
                 if kind is Call or kind is RemoteCall:
-                    (self._new_reads if item.kind is CallKind.READ else self._new_writes).append(item)
+                    if item.kind is CallKind.READ:
+                        self._new_reads.append(item)
+                    else:
+                        (self._new_writes if item.session is None else self._new_session_writes).append(item)
                 elif kind in self._take:
                     self._take[kind](item)
                 else:
@@ -219,7 +229,9 @@ class NodeLoop:
                     if kind is Applied:
                         self._run_ready_reads()
             if self._new_writes:
-                self._start_writes()
+                self._start_writes(self._new_writes, EntryKind.COMMAND)
+            if self._new_session_writes:
+                self._start_writes(self._new_session_writes, EntryKind.SESSION)
             if self._new_reads:
                 self._start_reads()
             self.applied_is_urgent = self.reads.waiting or self.raft.handed_to_app < self.raft.commit_index
@@ -258,27 +270,39 @@ class NodeLoop:
         else:
             self._leader_wanted.append(wanted)
 
-    def _start_writes(self) -> None:
-        """Propose what has come in, as one batch unless that would exceed the size of a message."""
-        calls = self._new_writes
-        if self.raft.role is not Role.LEADER:
-            self._new_writes = []
-            self._redirect(calls)
-            return
-        start, size_bytes = 0, 0
-        for position, call in enumerate(calls):
-            size_bytes += len(call.message)
-            if size_bytes > self.append_bytes_max and position > start:
-                self._new_writes = calls[position:]
-                self._propose(calls[start:position])
-                start, size_bytes = position, len(call.message)
-        self._new_writes = []
-        self._propose(calls[start:] if start else calls)
+    def _start_writes(self, calls: list[Call], kind: EntryKind) -> None:
+        """Propose what has come in of a kind, as one batch unless that would exceed the size of a message.
 
-    def _propose(self, calls: list[Call]) -> None:
+        A call leaves the list when it is proposed, not before: should the loop end meanwhile, the rest is found there.
+        """
+        if self.raft.role is not Role.LEADER:
+            self._redirect(_take(calls, len(calls)))
+            return
+        size_bytes = position = 0
+        for call in calls[:]:
+            size_bytes += len(call.message)
+            if size_bytes > self.append_bytes_max and position:
+                self._propose(_take(calls, position), kind)
+                size_bytes, position = len(call.message), 0
+            position += 1
+        self._propose(_take(calls, position), kind)
+
+    def _propose(self, calls: list[Call], kind: EntryKind) -> None:
         token = next(self._tokens)
         self._proposed[token] = calls
-        self._step(Propose(token=token, commands=tuple([call.message for call in calls])))
+        if kind is EntryKind.COMMAND:
+            commands = tuple([call.message for call in calls])
+        else:
+            commands = tuple([self._session_command(call) for call in calls])
+        self._step(Propose(token=token, commands=commands, kind=kind))
+
+    def _session_command(self, call: Call) -> bytes:
+        if call.kind is CallKind.OPEN_SESSION:
+            return sessions.opening(self.session_limits)
+        assert call.session is not None
+        if call.kind is CallKind.CLOSE_SESSION:
+            return sessions.closing(call.session.session)
+        return encode_session_write(*call.session, call.message)
 
     def _start_reads(self) -> None:
         calls, self._new_reads = self._new_reads, []
@@ -554,11 +578,18 @@ class NodeLoop:
         self.writes.fail_all(unknown)
         nothing = why_ended()
         self.reads.fail_all(nothing)
-        left = [*self._transfers.values(), *self._leader_wanted, *self._parked, *self._new_writes, *self._new_reads]
+        left = [*self._transfers.values(), *self._leader_wanted, *self._parked]
+        for new in (self._new_writes, self._new_session_writes, self._new_reads):
+            left += _take(new, len(new))
         for calls in self._proposed.values():
             left += calls
         left += [item for item in [*self._untaken, *untaken] if isinstance(item, Waiter)]
         for waiting in (self._transfers, self._leader_wanted, self._parked, self._proposed):
             waiting.clear()
-        self._new_writes, self._new_reads = [], []
         fail(left, nothing)
+
+
+def _take(calls: list[Call], count: int) -> list[Call]:
+    taken = calls[:count]
+    del calls[:count]
+    return taken

@@ -17,6 +17,12 @@ class Proposal(NamedTuple):
     first_index: int
     calls: list[Call]
     wait_for_commit: bool  # whether any of them is to be answered when committed
+    in_session: bool = False  # they are of sessions: only the applier knows what comes of them
+
+    @property
+    def waiting_for_app(self) -> list[Call]:
+        """The calls that are not answered by the commit alone."""
+        return [call for call in self.calls if call.kind is not CallKind.COMMIT] if self.wait_for_commit else self.calls
 
     @property
     def last_index(self) -> int:
@@ -31,8 +37,9 @@ class PendingWrites:
         self._unapplied: deque[Proposal] = deque()
 
     def add(self, term: int, first_index: int, calls: list[Call]) -> None:
-        wait_for_commit = any(call.kind is CallKind.COMMIT for call in calls)
-        self._uncommitted.append(Proposal(term, first_index, calls, wait_for_commit))
+        in_session = calls[0].session is not None
+        wait_for_commit = not in_session and any(call.kind is CallKind.COMMIT for call in calls)
+        self._uncommitted.append(Proposal(term, first_index, calls, wait_for_commit, in_session))
 
     def committed(self, last_index: int) -> None:
         """Answer those who wait for the commit alone."""
@@ -62,7 +69,7 @@ class PendingWrites:
             gone = {proposal.first_index for proposal in late}
             self._unapplied = deque(proposal for proposal in self._unapplied if proposal.first_index not in gone)
             for proposal in late:
-                fail([call for call in proposal.calls if call.kind is not CallKind.COMMIT], error)
+                fail(proposal.waiting_for_app, error)
 
     def fail_uncommitted(self, error: BaseException) -> None:
         """Leadership is lost: what is not committed may or may not be, one day."""
@@ -78,7 +85,7 @@ class PendingWrites:
     def fail_all(self, error: BaseException) -> None:
         self.fail_uncommitted(error)
         for proposal in self._unapplied:
-            fail([call for call in proposal.calls if call.kind is not CallKind.COMMIT], error)
+            fail(proposal.waiting_for_app, error)
         self._unapplied.clear()
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 import gevent
 from gevent.event import Event as GeventEvent
 
-from geraft import signals
+from geraft import sessions, signals
 from geraft.app import RaftApp
 from geraft.config import Config, is_same_on_all
 from geraft.core.effects import Role
@@ -84,6 +84,14 @@ class Phase(Enum):
 def core_settings(config: Config) -> Settings:
     """What of the config the core uses: the fields of the same name."""
     return Settings(**{field.name: getattr(config, field.name) for field in fields(Settings)})
+
+
+def session_limits(config: Config) -> sessions.Limits:
+    return sessions.Limits(
+        sessions_max=int(config.sessions_max),
+        writes_max=int(config.session_writes_max),
+        answer_bytes_max=int(config.session_answer_bytes_max),
+    )
 
 
 class Supervisor:
@@ -282,6 +290,7 @@ class Supervisor:
             dispatcher=self._dispatcher,
             storage=self._storage,
             append_bytes_max=int(self.config.append_bytes_max),
+            session_limits=session_limits(self.config),
             why_no_leader=self.why_no_leader,
             apply_stuck_seconds=self.config.apply_stuck_seconds,
             leader_changed=lambda leader_id: transport.health.set_leader_known(bool(leader_id)),
@@ -367,6 +376,7 @@ class Supervisor:
         assert self._transport is not None
         self.config = config
         self._loop.append_bytes_max = int(config.append_bytes_max)
+        self._loop.session_limits = session_limits(config)
         self._loop.apply_stuck_seconds = config.apply_stuck_seconds
         self._applier.retry_seconds = config.apply_retry_seconds
         self._applier.retry_max_seconds = config.apply_retry_max_seconds

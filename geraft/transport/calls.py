@@ -22,7 +22,17 @@ from geraft.errors import (
     Unreachable,
 )
 from geraft.pb import geraft_pb2 as pb
-from geraft.runtime.hub import Call, CallKind, Consistency, RemoteCall, fail, finish, monotonic, native_lock
+from geraft.runtime.hub import (
+    Call,
+    CallKind,
+    Consistency,
+    RemoteCall,
+    SessionWrite,
+    fail,
+    finish,
+    monotonic,
+    native_lock,
+)
 from geraft.transport import codec, failures
 from geraft.transport.codec import BadMessage
 from geraft.transport.grpc_mode import GrpcMode, LazyChannel, Outbox
@@ -54,6 +64,24 @@ UP_KEY = "geraft-node-bin"
 def wait_until_up(rpc: Any) -> bool:
     """Block until the other end has taken the stream; False if it failed first."""
     return any(key == UP_KEY for key, _ in rpc.initial_metadata() or ())
+
+
+INDEX_KINDS = frozenset({CallKind.COMMIT, CallKind.OPEN_SESSION, CallKind.CLOSE_SESSION})
+"""Answered with an index and no bytes."""
+MALFORMED_SESSION = "a write of a session needs a number from 1 on, a closing needs the session, and a read has none"
+
+
+def well_formed(kind: CallKind, session: SessionWrite | None) -> bool:
+    """Whether a call of that kind can be of that session."""
+    match kind:
+        case CallKind.READ:
+            return session is None
+        case CallKind.APPLY | CallKind.COMMIT:
+            return session is None or (session.session > 0 and session.number > 0)
+        case CallKind.OPEN_SESSION:
+            return session == SessionWrite(0, 0, 0)
+        case CallKind.CLOSE_SESSION:
+            return session is not None and session.number == 0
 
 
 def consistency_of(number: int) -> Consistency:
@@ -107,6 +135,9 @@ class CallSession:
     def _take(self, item: pb.CallItem, forwarded: bool) -> None:
         self._received += 1
         number = item.number
+        session = None
+        if item.session or item.kind == pb.CALL_KIND_OPEN_SESSION:
+            session = SessionWrite(item.session, item.write_number, item.answered_below)
         try:
             call = RemoteCall(
                 CallKind(item.kind),
@@ -117,9 +148,13 @@ class CallSession:
                 wait_for_leader=item.wait_for_leader,
                 consistency=Consistency(item.consistency),
                 forwarded=forwarded,
+                session=session,
             )
         except ValueError:
             self._outbox.put([_failed(number, Rejected("unknown kind of call or consistency: a newer geraft asks"))])
+            return
+        if not well_formed(call.kind, session):
+            self._outbox.put([_failed(number, Rejected(MALFORMED_SESSION))])
             return
         if self._received - self._answered > UNANSWERED_MAX or self._outbox.waiting_bytes > ANSWER_BYTES_MAX:
             sentence = "too many calls of this stream wait, or too many bytes of answers: take some answers first"
@@ -162,7 +197,7 @@ class CallSession:
     def _answer_of(self, call: RemoteCall) -> pb.CallAnswer:
         if call.error is not None:
             return _failed(call.number, call.error)
-        if call.kind is CallKind.COMMIT:
+        if call.kind in INDEX_KINDS:
             return pb.CallAnswer(number=call.number, index=call.value)
         if not isinstance(call.value, bytes):
             return _failed(
@@ -305,7 +340,7 @@ class CallStream:
                     self._sent[number] = call
                 remaining = call.deadline - now
                 remaining -= min(self._timeout_margin_seconds, remaining / 5)
-                record.calls.add(
+                item = record.calls.add(
                     number=number,
                     kind=int(call.kind),
                     message=call.message,
@@ -313,6 +348,8 @@ class CallStream:
                     timeout_ms=min(max(int(remaining * 1000), 1), TIMEOUT_MS_MAX),
                     wait_for_leader=call.wait_for_leader,
                 )
+                if call.session is not None:
+                    item.session, item.write_number, item.answered_below = call.session
                 size += len(call.message)
                 count += 1
                 if size >= PACK_BYTES or count >= PACK_COUNT:
@@ -342,7 +379,7 @@ class CallStream:
                     failed[key][1].append(call)
                 else:
                     done.append(call)
-                    values.append(answer.index if call.kind is CallKind.COMMIT else answer.message)
+                    values.append(answer.index if call.kind in INDEX_KINDS else answer.message)
         if done:
             finish(done, values)
         for error, calls in failed.values():

@@ -49,7 +49,7 @@ def error_from_failure(failure: pb.Failure) -> GeraftError:
 
 def status_from_error(error: BaseException) -> grpc.StatusCode:
     """The status a unary call ends with, so that a caller without geraft can tell the families apart."""
-    if isinstance(error, NotLeader):
+    if isinstance(error, NotLeader | errors.SessionExpired):
         return grpc.StatusCode.FAILED_PRECONDITION
     if isinstance(error, errors.ProposalDropped):
         return grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -20,9 +20,16 @@ from geraft.core.messages import (
 )
 from geraft.errors import AddressInUse, GeraftError, NodeStopped, OutcomeUnknown, ProposalDropped, ReadTimeout, Rejected
 from geraft.pb import geraft_pb2 as pb
-from geraft.runtime.hub import Call, CallKind, Waiter, finish, monotonic, native_lock
+from geraft.runtime.hub import Call, CallKind, SessionWrite, Waiter, finish, monotonic, native_lock
 from geraft.transport import addresses, codec, failures
-from geraft.transport.calls import DEFAULT_TIMEOUT_SECONDS, UP_KEY, CallSession, consistency_of
+from geraft.transport.calls import (
+    DEFAULT_TIMEOUT_SECONDS,
+    MALFORMED_SESSION,
+    UP_KEY,
+    CallSession,
+    consistency_of,
+    well_formed,
+)
 from geraft.transport.codec import BadMessage
 from geraft.transport.grpc_mode import GrpcMode, Outbox
 from geraft.transport.health import HEALTH_SERVICE, Health, Reflection
@@ -126,6 +133,8 @@ class RaftHandlers:
                 "SendHeartbeat": stream(self._send_heartbeat),
                 "RequestApply": unary(self._guarded(self._request_apply)),
                 "RequestCommit": unary(self._guarded(self._request_commit)),
+                "OpenSession": unary(self._guarded(self._open_session)),
+                "CloseSession": unary(self._guarded(self._close_session)),
                 "Call": stream(self._call),
                 "RequestClusterInfo": unary(self._guarded(self._request_cluster_info)),
                 "Status": unary(self._guarded(self._status)),
@@ -322,6 +331,7 @@ class RaftHandlers:
             wait_for_leader=record.wait_for_leader,
             consistency=consistency_of(record.consistency),
             forwarded=record.forwarded,
+            session=_session_write(record),
         )
         return pb.ApplyRep(message=self._answered(call)).SerializeToString()
 
@@ -333,11 +343,39 @@ class RaftHandlers:
             deadline=_deadline(context, record.timeout_ms),
             wait_for_leader=record.wait_for_leader,
             forwarded=record.forwarded,
+            session=_session_write(record),
         )
         return pb.CommitRep(index=self._answered(call)).SerializeToString()
 
+    def _open_session(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.OpenSessionReq.FromString, encoded)
+        call = Call(
+            CallKind.OPEN_SESSION,
+            b"",
+            deadline=_deadline(context, record.timeout_ms),
+            wait_for_leader=record.wait_for_leader,
+            forwarded=record.forwarded,
+            session=SessionWrite(0, 0, 0),
+        )
+        return pb.OpenSessionRep(session=self._answered(call)).SerializeToString()
+
+    def _close_session(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.CloseSessionReq.FromString, encoded)
+        call = Call(
+            CallKind.CLOSE_SESSION,
+            b"",
+            deadline=_deadline(context, record.timeout_ms),
+            wait_for_leader=record.wait_for_leader,
+            forwarded=record.forwarded,
+            session=SessionWrite(record.session, 0, 0) if record.session else None,
+        )
+        self._answered(call)
+        return pb.CloseSessionRep().SerializeToString()
+
     def _answered(self, call: Call) -> Any:
         """The node's answer to the call; waits for it."""
+        if not well_formed(call.kind, call.session):
+            raise BadMessage(MALFORMED_SESSION)
         with self._lock:
             if self._unary_calls >= CALLERS_MAX:
                 raise ProposalDropped(f"{CALLERS_MAX} unary calls wait already: try again, or use the Call stream")
@@ -415,6 +453,10 @@ class RaftHandlers:
             raise AssertionError("refuse raises")
 
         return guarded
+
+
+def _session_write(record: pb.ApplyReq | pb.CommitReq) -> SessionWrite | None:
+    return SessionWrite(record.session, record.number, record.answered_below) if record.session else None
 
 
 def timed_out(call: Call) -> GeraftError:

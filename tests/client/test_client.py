@@ -285,15 +285,23 @@ def test_a_closed_client_says_so(cluster: Cluster) -> None:
 
 
 def test_a_client_in_a_forked_child_says_so(cluster: Cluster) -> None:
-    with Client(cluster.seeds) as client:
+    with Client(cluster.seeds) as client, Client(cluster.seeds, exactly_once=True) as numbering:
         client.apply(b"1")
+        numbering.apply(b"1")
+        assert numbering._session is not None
+        numbering._session._lock.acquire()  # as another thread might have, when the process forks
         child = os.fork()
+        if child != 0:
+            numbering._session._lock.release()
         if child == 0:
-            try:
-                client.apply(b"2")
-            except NodeForked:
-                os._exit(7)
-            os._exit(1)
+            refused = 0
+            for each in (client, numbering):
+                try:
+                    each.apply(b"2")
+                except NodeForked:
+                    refused += 1
+                each.close()
+            os._exit(7 if refused == 2 else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 7
         assert client.apply(b"3") == b"echo 3"

@@ -30,9 +30,9 @@ MUTATIONS = (
     Mutation(
         "effects depend on chance that was not passed in",
         "replication.py",
-        "    first_index = raft.append_own(EntryKind.COMMAND, proposal.commands)",
+        "    first_index = raft.append_own(proposal.kind, proposal.commands)",
         "    import random\n"
-        "    first_index = raft.append_own(EntryKind.COMMAND, (b'%f' % random.random(), *proposal.commands[1:]))",
+        "    first_index = raft.append_own(proposal.kind, (b'%f' % random.random(), *proposal.commands[1:]))",
         ("test_rule_01_equal_state_and_event_give_equal_effects",),
     ),
     Mutation(

@@ -10,10 +10,20 @@ from typing import Any
 import pytest
 from runtime_parts import Gate, Journal, TamedStorage, in_thread, wait_until
 
+from geraft import sessions
 from geraft.core.entries import EntryBatch, EntryKind
-from geraft.errors import OutcomeUnknown, ProposalDropped, ReadFailed, ReadTimeout, StorageCorrupt
+from geraft.errors import (
+    AnswerForgotten,
+    OutcomeUnknown,
+    ProposalDropped,
+    ReadFailed,
+    ReadTimeout,
+    SessionExpired,
+    StorageCorrupt,
+)
+from geraft.records import encode_session_write
 from geraft.runtime.applier import Applier, ApplyWork, Readers
-from geraft.runtime.hub import Call, CallKind, monotonic
+from geraft.runtime.hub import Call, CallKind, SessionWrite, monotonic
 from geraft.runtime.pending import Proposal
 from geraft.storage.base import Identity
 
@@ -87,6 +97,82 @@ def test_entries_of_our_own_are_not_shown_to_the_app(bench: Bench) -> None:
     bench.applier.queue.put(given)
     assert answer(mine) == b"7"
     assert bench.app.applied == [(6, b"a"), (7, b"b")]
+
+
+def in_session(kind: CallKind = CallKind.APPLY) -> Call:
+    return Call(kind, b"", deadline=monotonic() + 60, session=SessionWrite(5, 1, 1))
+
+
+def session_work(first_index: int, calls: list[Call], *given: bytes) -> ApplyWork:
+    batch = commands(first_index, *given, kind=EntryKind.SESSION)
+    return ApplyWork(first_index, batch.last_index, [batch], [Proposal(1, first_index, calls, False, True)])
+
+
+def test_rule_c1_a_repeated_write_of_a_session_is_shown_to_the_app_once(bench: Bench) -> None:
+    opened = in_session(CallKind.OPEN_SESSION)
+    bench.applier.queue.put(session_work(5, [opened], sessions.opening(sessions.Limits())))
+    assert answer(opened) == 5
+    calls = [in_session(), in_session(), in_session(CallKind.COMMIT), in_session()]
+    a, b = encode_session_write(5, 1, 1, b"a"), encode_session_write(5, 2, 1, b"b")
+    bench.applier.queue.put(session_work(6, calls, a, b, a, a))
+    assert [answer(one) for one in calls] == [b"6", b"7", 6, b"6"]
+    bench.applier.queue.put(session_work(10, [late := in_session()], b))
+    assert answer(late) == b"7"
+    assert bench.app.applied == [(6, b"a"), (7, b"b")]
+    wait_until(lambda: bench.applied == [5, 9, 10])
+
+
+def test_an_applier_that_took_over_the_sessions_gives_the_answers_that_were_given(bench: Bench) -> None:
+    calls = [in_session(CallKind.OPEN_SESSION), in_session()]
+    write = encode_session_write(5, 1, 1, b"a")
+    bench.applier.queue.put(session_work(5, calls, sessions.opening(sessions.Limits()), write))
+    assert [answer(one) for one in calls] == [5, b"6"]
+    other = Bench()
+    other.applier._restore_sessions(bench.applier._session_state())
+    other.applier.queue.put(session_work(7, [repeated := in_session()], write))
+    assert answer(repeated) == b"6"
+    assert other.app.applied == []
+    assert other.applier.stop(20)
+
+
+def test_each_call_of_a_session_gets_its_own_refusal(bench: Bench) -> None:
+    calls = [in_session(), in_session(CallKind.OPEN_SESSION), in_session(), in_session(), in_session()]
+    large = encode_session_write(6, 1, 1, b"large")
+    bench.applier.queue.put(
+        session_work(
+            5,
+            calls,
+            encode_session_write(4, 1, 1, b"of nobody"),
+            sessions.opening(sessions.Limits(answer_bytes_max=0)),
+            large,
+            large,
+            encode_session_write(6, 10_000, 1, b"far ahead"),
+        )
+    )
+    with pytest.raises(SessionExpired, match="session 4 has expired"):
+        answer(calls[0])
+    assert answer(calls[1]) == 6 and answer(calls[2]) == b"7"
+    with pytest.raises(AnswerForgotten, match="applied at 7"):
+        answer(calls[3])
+    with pytest.raises(ProposalDropped):
+        answer(calls[4])
+    assert bench.app.applied == [(7, b"large")]
+
+
+def test_a_write_of_a_session_that_raises_is_asked_again_and_counts_once(bench: Bench) -> None:
+    asked: list[bytes] = []
+
+    def refuse(command: bytes, index: int) -> None:
+        asked.append(command)
+        if len(asked) < 3:
+            raise OSError("database is down")
+
+    bench.app.on_write = refuse
+    calls = [in_session(CallKind.OPEN_SESSION), in_session(), in_session()]
+    write = encode_session_write(5, 1, 1, b"a")
+    bench.applier.queue.put(session_work(5, calls, sessions.opening(sessions.Limits()), write, write))
+    assert [answer(one) for one in calls] == [5, b"6", b"6"]
+    assert asked == [b"a"] * 3 and bench.app.applied == [(6, b"a")]
 
 
 def test_what_is_not_in_memory_comes_from_the_store(bench: Bench) -> None:

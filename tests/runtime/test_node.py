@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from runtime_parts import QUICK, Journal, lone_node, wait_until
 
-from geraft import Config, MemoryStorage, RaftNode
+from geraft import Config, MemoryStorage, RaftNode, SqliteStorage
 from geraft.errors import (
     CommandTooLarge,
     ConfigError,
+    NodeStopped,
     NoLeader,
     NothingHappened,
     OutcomeUnknown,
     ReadFailed,
     ReadTimeout,
+    Rejected,
     TransferFailed,
 )
+from geraft.runtime.hub import Call, CallKind, SessionWrite, monotonic
 
 
 @pytest.fixture
@@ -168,3 +173,55 @@ def test_status_tells_of_an_app_that_is_stuck() -> None:
         assert node.apply(b"z", 30)
         assert node.status().apply_error == ""
         assert app.commands == [b"x", b"y", b"z"]
+
+
+# Writes that are applied once
+
+
+def test_a_session_of_a_node_writes_repeats_and_outlives_a_restart(tmp_path: Path) -> None:
+    app = Journal()
+    with lone_node(app, SqliteStorage(tmp_path / "n1.db")) as node:
+        with node.session() as session:
+            assert "not open" in repr(session)
+            first = session.apply(b"a", 30)
+            assert int(first) == session.commit(b"b", 30) - 1
+            id = session._session.id
+            assert f"NodeSession {id} of n1" in repr(session)
+            refused = Call(CallKind.APPLY, b"a", deadline=monotonic() + 30, session=SessionWrite(id, 1, 1))
+            node._supervisor.put(refused)  # its answer was acknowledged by the second write
+            with pytest.raises(Rejected, match="after its answer was acknowledged"):
+                refused.result(30, TimeoutError)
+            with pytest.raises(ConfigError, match="must be bytes"):
+                session.apply("text")  # type: ignore[arg-type]
+            with pytest.raises(ConfigError, match="timeout_seconds"):
+                session.apply(b"x", -1)
+        with pytest.raises(NodeStopped, match="session was closed"):
+            session.apply(b"c", 30)
+        kept = node.session()
+        kept.apply(b"c", 30)
+        name = SessionWrite(kept._session.id, 1, 1)
+    app = Journal()
+    with lone_node(app, SqliteStorage(tmp_path / "n1.db")) as node:
+        node.wait_for_leader(30)
+        repeated = Call(CallKind.COMMIT, b"c", deadline=monotonic() + 30, session=name)
+        node._supervisor.put(repeated)
+        index = repeated.result(30, TimeoutError)
+        assert app.applied[-1] == (index, b"c")
+        assert app.commands == [b"a", b"b", b"c"]
+
+
+def test_a_session_without_a_quorum_says_that_nothing_happened(lonely: RaftNode) -> None:
+    session = lonely.session()
+    with pytest.raises(NothingHappened):
+        session.apply(b"x", 0.5)
+    session.close()  # nothing was opened: nothing to wait for
+
+
+def test_sessions_beyond_the_limit_of_the_settings_expire_and_writers_go_on() -> None:
+    app = Journal()
+    with lone_node(app, config=replace(QUICK, sessions_max=2)) as node:
+        sessions = [node.session() for _ in range(3)]
+        for _ in range(3):
+            for session in sessions:
+                session.apply(b"w", 30)  # each finds its session expired, and opens another one
+        assert len(app.applied) == 9

@@ -15,7 +15,7 @@ from geraft import errors
 from geraft.errors import GeraftError, NotLeader, OutcomeUnknown, ProposalDropped, Unreachable
 from geraft.pb import geraft_pb2 as pb
 from geraft.pb.geraft_pb2_grpc import RaftStub
-from geraft.runtime.hub import Call, CallKind, Consistency, finish, monotonic
+from geraft.runtime.hub import Call, CallKind, Consistency, SessionWrite, finish, monotonic
 from geraft.transport import calls as calls_module
 from geraft.transport.calls import CallStream
 from geraft.transport.failures import FAILURE_KEY, error_from_failure, failure_from_error
@@ -98,6 +98,32 @@ def test_unary_calls_are_answered(node: Peer) -> None:
     assert lease.deadline - monotonic() < 0.7 < write.deadline - monotonic()
 
 
+def test_sessions_over_unary_calls(node: Peer) -> None:
+    with channel_to(node) as channel:
+        stub = RaftStub(channel)
+        assert stub.OpenSession(pb.OpenSessionReq(wait_for_leader=True), timeout=10).session == 1
+        write = pb.ApplyReq(message=b"w", mutation=True, session=1, number=7, answered_below=5)
+        assert stub.RequestApply(write, timeout=10).message == b"echo w"
+        commit = pb.CommitReq(message=b"c", session=1, number=8, answered_below=5, forwarded=True)
+        assert stub.RequestCommit(commit, timeout=10).index == 3
+        stub.CloseSession(pb.CloseSessionReq(session=1, timeout_ms=700), timeout=10)
+        for request in (
+            pb.ApplyReq(message=b"w", mutation=True, session=1),  # without a number
+            pb.ApplyReq(message=b"r", session=1, number=7),  # a read
+        ):
+            with pytest.raises(grpc.RpcError, match="needs a number from 1 on"):
+                stub.RequestApply(request, timeout=10)
+        with pytest.raises(grpc.RpcError, match="needs the session"):
+            stub.CloseSession(pb.CloseSessionReq(), timeout=10)
+    assert [(each.kind, each.session) for each in node.calls] == [
+        (CallKind.OPEN_SESSION, SessionWrite(0, 0, 0)),
+        (CallKind.APPLY, SessionWrite(1, 7, 5)),
+        (CallKind.COMMIT, SessionWrite(1, 8, 5)),
+        (CallKind.CLOSE_SESSION, SessionWrite(1, 0, 0)),
+    ]
+    assert node.calls[0].wait_for_leader and node.calls[2].forwarded
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -173,6 +199,32 @@ def test_a_commit_answers_its_index_and_large_messages_go_alone(node: Peer) -> N
         stream.submit([commit, large, call(b"after")])
         assert result(commit) == 1
         assert len(result(large)) == 40 * 1024 * 1024 + 5
+
+
+def test_calls_of_sessions_keep_their_names_on_the_stream_and_wrong_ones_are_refused_alone(node: Peer) -> None:
+    def of_session(kind: CallKind, *name: int) -> Call:
+        return Call(kind, b"m", deadline=monotonic() + 20, session=SessionWrite(*name))
+
+    with stream_to(node) as stream:
+        good = [
+            of_session(CallKind.OPEN_SESSION, 0, 0, 0),
+            of_session(CallKind.APPLY, 2**63 - 1, 7, 5),
+            of_session(CallKind.COMMIT, 9, 8, 5),
+            of_session(CallKind.CLOSE_SESSION, 9, 0, 0),
+        ]
+        wrong = [
+            of_session(CallKind.OPEN_SESSION, 9, 1, 1),
+            of_session(CallKind.APPLY, 9, 0, 1),
+            of_session(CallKind.READ, 9, 1, 1),
+            call(kind=CallKind.CLOSE_SESSION),
+        ]
+        stream.submit([*wrong, *good, plain := call()])
+        assert [result(each) for each in good] == [1, b"echo m", 3, 4]
+        assert result(plain) == b"echo m"
+        for each in wrong:
+            with pytest.raises(errors.Rejected, match="needs a number"):
+                result(each)
+    assert [each.session for each in node.calls] == [*(each.session for each in good), None]
 
 
 def test_errors_come_back_as_they_are(node: Peer) -> None:
@@ -263,6 +315,9 @@ def test_a_member_forwards_to_the_leader_once() -> None:
         n1.transport.forward("n2", mine)
         assert [result(each) for each in mine] == [b"echo %d" % number for number in range(10)]
         assert all(each.forwarded for each in n2.calls)
+        numbered = Call(CallKind.APPLY, b"m", deadline=monotonic() + 20, session=SessionWrite(9, 7, 5))
+        n1.transport.forward("n2", [numbered])
+        assert result(numbered) == b"echo m" and n2.calls[-1].session == SessionWrite(9, 7, 5)
 
 
 def test_forwarded_calls_that_did_not_happen_come_back_and_others_do_not() -> None:

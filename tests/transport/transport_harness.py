@@ -104,7 +104,8 @@ class Peer:
         if self.call_error is not None:
             fail([call], self.call_error)
         elif self.answer_calls:
-            finish([call], [len(self.calls) if call.kind is CallKind.COMMIT else b"echo " + call.message])
+            with_bytes = call.kind in (CallKind.APPLY, CallKind.READ)
+            finish([call], [b"echo " + call.message if with_bytes else len(self.calls)])
 
     def resubmit(self, calls: list[Call]) -> None:
         self.resubmitted.extend(calls)
