@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, not whether the property holds.
+settings.register_profile("geraft", deadline=None)
+settings.load_profile("geraft")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

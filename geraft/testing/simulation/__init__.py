@@ -6,6 +6,7 @@ cluster.py    Simulation: time, network, and what is asked of the cluster in the
 faults.py     what befalls it, and which storms bring about the rare orders
 server.py     one server: the real core, node loop, log writer and applier
 clients.py    callers who write, read, give up, and remember what they were told
+numbered_clients.py  callers who repeat each write until they know its outcome, and want it applied once
 referee.py    judges every step, message and answer; counts the rare situations that were met
 register.py   the replicated state
 agenda.py     virtual time

@@ -22,10 +22,12 @@ from geraft.core.messages import (
 from geraft.core.raft import Raft, Settings
 from geraft.errors import NodeStopped, NoLeader, NotLeader, OutcomeUnknown, Unreachable
 from geraft.runtime.hub import Call, CallKind, RemoteCall, fail, finish
+from geraft.sessions import Limits
 from geraft.testing.scenarios import show_effect, show_message, show_persist
 from geraft.testing.simulation.agenda import Agenda
 from geraft.testing.simulation.clients import Client
 from geraft.testing.simulation.faults import LONGEST_ELECTION_TIMEOUT_SECONDS, Faults, Havoc
+from geraft.testing.simulation.numbered_clients import NumberedClient
 from geraft.testing.simulation.referee import Referee, require
 from geraft.testing.simulation.server import SimulatedServer
 from geraft.testing.virtual import bootstrap_batch, configuration_of
@@ -120,7 +122,13 @@ class Simulation:
         self._faults_end = seconds
         self._last_number = 0
         self._arrivals: dict[tuple[str, str], float] = {}
-        self.clients = [Client(self) for _ in range(rng.choice((2, 6)))]
+        self.clients: list[Client | NumberedClient] = [Client(self) for _ in range(rng.choice((2, 6)))]
+        chance = random.Random(f"numbered {seed}")  # of its own: worlds without such callers stay as they are
+        self.session_limits = Limits(
+            sessions_max=chance.choice((1, 1000)), writes_max=100, answer_bytes_max=chance.choice((0, 1 << 20))
+        )
+        if chance.random() < 0.5:
+            self.clients += [NumberedClient(self) for _ in range(2)]
 
     @property
     def now(self) -> float:
@@ -429,6 +437,7 @@ class Simulation:
                 wait_for_leader=call.wait_for_leader,
                 consistency=call.consistency,
                 forwarded=True,
+                session=call.session,
             )
             leader.calls[number] = remote, broke
             leader.at_once(leader.put, remote)

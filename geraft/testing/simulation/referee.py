@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 SITUATIONS = (
     "acknowledgement to a deposed leader ignored",
+    "answer of a numbered write forgotten",
     "app raised and was asked again",
     "append of a deposed leader answered",
     "call forwarded to the leader",
@@ -65,10 +66,12 @@ SITUATIONS = (
     "lease refused",
     "messages let go out of order",
     "nonsense refused",
+    "numbered write was repeated and answered",
     "pre-vote refused while a leader lives",
     "proposal refused as too much waits",
     "proposal refused during a transfer",
     "read refused by a step-down",
+    "session expired",
     "transfer aborted",
     "transfer done",
     "truncation",
@@ -144,6 +147,7 @@ class Referee:
         self._promised_at: dict[int, int] = {}  # number of the write by index, of writes answered when committed
         self._nothing_happened: set[int] = set()
         self._floor: dict[bytes, int] = {}
+        self._first_answers: dict[tuple[int, int], bytes | int] = {}  # by session and number
         self._judge_effect: dict[type[Any], Callable[[Watched, Event, Any], None]] = {
             Alarm: self._alarm,
             ReadConfirmed: self._read_confirmed,
@@ -466,6 +470,20 @@ class Referee:
         """A caller was told that the app applied its write, which left the cell so."""
         require(number in self._applied_at, f"write {number} is answered, but no app was given it")
         self._floor[key] = max(self.floor(key), cell.version)
+
+    def numbered_write_done(
+        self, name: tuple[int, int], number: int, index: int | None, answer: bytes | int | None
+    ) -> None:
+        """A caller was told of a write of a session, or told again: that it was applied at index, and the answer.
+
+        None: that it was applied, but is not known any more with what answer.
+        """
+        applied_at = self._applied_at.get(number)
+        require(applied_at is not None, f"write {number} is answered, but no app was given it")
+        if answer is not None:
+            require(index == applied_at, f"write {number}, applied at {applied_at}, is answered as if at {index}")
+            first = self._first_answers.setdefault(name, answer)
+            require(first == answer, f"write {name[1]} of session {name[0]} is answered {answer!r}, before {first!r}")
 
     def read_done(self, key: bytes, floor: int, cell: Cell, *, lease: bool, server: str) -> None:
         """A read gave the cell; floor: what it had to give when it began."""

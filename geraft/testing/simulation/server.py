@@ -257,6 +257,7 @@ class SimulatedServer:
             dispatcher=_Dispatcher(self),
             storage=self.disk,
             append_bytes_max=settings.append_bytes_max,
+            session_limits=world.session_limits,
             why_no_leader=lambda: "no leader is known",
             clock=self.clock,
         )
