@@ -11,7 +11,7 @@ from geraft.runtime.hub import Consistency
 from geraft.runtime.status import ClusterInfo, NodeStatus, PeerStatus
 from geraft.service import make_raft_service, raft_server_options
 from geraft.simple import FileRepository, MemoryRepository, SimpleRaftApp, to_raft_app
-from geraft.storage import FileStorage, MemoryStorage, SqliteStorage
+from geraft.storage import FileStorage, MemoryStorage, RocksdbStorage, SqliteStorage
 from geraft.storage.base import RaftStorage
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "RaftApp",
     "RaftNode",
     "RaftStorage",
+    "RocksdbStorage",
     "SimpleRaftApp",
     "SqliteStorage",
     "make_raft_service",

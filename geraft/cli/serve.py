@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from geraft.node import RaftNode
     from geraft.storage.base import RaftStorage
 
-LOG_NAMES = {"sqlite": "log.db", "file": "log"}
+LOG_NAMES = {"sqlite": "log.db", "file": "log", "rocksdb": "log.rocksdb"}
 """What the log of each storage is called in the data directory."""
 STORAGES = [*LOG_NAMES, "memory"]
 
@@ -186,7 +186,7 @@ def make_app_and_storage(
 
 
 def _durable_storage(storage: str, data_dir: Path, sync: str) -> RaftStorage:
-    from geraft.storage import FileStorage, SqliteStorage
+    from geraft.storage import FileStorage, RocksdbStorage, SqliteStorage
 
     for other, name in LOG_NAMES.items():
         if other != storage and (data_dir / name).exists():
@@ -198,7 +198,7 @@ def _durable_storage(storage: str, data_dir: Path, sync: str) -> RaftStorage:
         return SqliteStorage(path, synchronous=cast('Literal["FULL", "NORMAL", "OFF"]', sync.upper()))
     if sync != "full":
         raise click.UsageError(f"--sync {sync} is for --storage sqlite: {storage} syncs every write")
-    return FileStorage(path)
+    return RocksdbStorage(path) if storage == "rocksdb" else FileStorage(path)
 
 
 def run_until(node: RaftNode, stopping: threading.Event) -> None:

@@ -57,6 +57,8 @@ def test_it_says_one_line_and_stops_cleanly(tmp_path: Path, number: signal.Signa
 def test_it_keeps_what_it_was_given_over_a_restart_without_the_list(
     tmp_path: Path, geraft: Command, storage: str
 ) -> None:
+    if storage == "rocksdb":
+        pytest.importorskip("rocksdict")
     (address,) = free_addresses(1)
     for arguments in (["--bootstrap", f"n1={address}"], []):
         with serving("--id", "n1", "--data-dir", str(tmp_path), "--storage", storage, *arguments) as process:

@@ -14,7 +14,7 @@ import os, resource, signal, sys, time
 import sqlite_utils
 from geraft.core.entries import Ballot
 from geraft.errors import *
-from geraft.storage import FileStorage, Identity, SqliteStorage
+from geraft.storage import FileStorage, Identity, RocksdbStorage, SqliteStorage
 from storage_batches import UNLIMITED, commands, entry_ids
 """
 

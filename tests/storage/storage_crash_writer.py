@@ -18,7 +18,7 @@ from storage_batches import UNLIMITED, commands
 from geraft.core.entries import Ballot, EntryBatch, EntryId
 from geraft.core.membership import initial_configuration
 from geraft.core.snapshots import Snapshot
-from geraft.storage import FileStorage, RaftStorage, SqliteStorage
+from geraft.storage import FileStorage, RaftStorage, RocksdbStorage, SqliteStorage
 from geraft.storage import sqlite as sqlite_store
 
 Step = Callable[[RaftStorage], object]
@@ -89,7 +89,11 @@ def make_file(path: str) -> RaftStorage:
     return FileStorage(path, segment_bytes=20_000)  # so that some die while a segment begins
 
 
-KINDS: dict[str, Callable[[str], RaftStorage]] = {"sqlite": make_sqlite, "file": make_file}
+def make_rocksdb(path: str) -> RaftStorage:
+    return RocksdbStorage(path)
+
+
+KINDS: dict[str, Callable[[str], RaftStorage]] = {"sqlite": make_sqlite, "file": make_file, "rocksdb": make_rocksdb}
 
 
 def run(kind: str, path: str, seed: int, steps: int) -> None:

@@ -51,6 +51,8 @@ def content_of(storage: RaftStorage) -> Content:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    if kind == "rocksdb":
+        pytest.importorskip("rocksdict")
     path, seed = tmp_path / "store", 20_001
     rng = random.Random(seed)
     model = Model(seed)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from geraft.storage import FileStorage, MemoryStorage, RaftStorage, SqliteStorage
+import pytest
+
+from geraft.storage import FileStorage, MemoryStorage, RaftStorage, RocksdbStorage, SqliteStorage
 from geraft.testing.storage_suite import StorageSuite
 
 
@@ -28,3 +31,9 @@ class TestFileStorage(StorageSuite):
 class TestFileStorageOfShortSegments(StorageSuite):
     def make_storage(self, directory: Path) -> RaftStorage:
         return FileStorage(directory / "log", segment_bytes=1024)
+
+
+@pytest.mark.skipif(find_spec("rocksdict") is None, reason="the extra rocksdb is not installed")
+class TestRocksdbStorage(StorageSuite):
+    def make_storage(self, directory: Path) -> RaftStorage:
+        return RocksdbStorage(directory / "log")
