@@ -258,9 +258,12 @@ class Havoc:
         target = self._rng.choice(["", *self.world.servers])
         if victim.raft is not None:
             self.world.log(victim.id, f"is asked to hand leadership to {target or 'anyone'}")
-            transfer = Transfer(target)
-            victim.transfers.append((self.world.now, transfer))
-            victim.at_once(victim.put, transfer)
+            victim.at_once(self._ask_for_transfer, victim, Transfer(target))
+
+    def _ask_for_transfer(self, victim: SimulatedServer, transfer: Transfer) -> None:
+        """Only what the node has got must be answered: it may stop before it goes on."""
+        victim.transfers.append((self.world.now, transfer))
+        victim.put(transfer)
 
     def _trouble_app(self, victim: SimulatedServer) -> None:
         victim.app_errors_due = self._rng.randint(1, 3)
