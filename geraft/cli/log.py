@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geraft.cli.command import Failed
+from geraft.cli.serve import LOG_NAMES
 
 if TYPE_CHECKING:
     from geraft.core.entries import EntryBatch
@@ -73,24 +74,19 @@ def opened(place: Path) -> Iterator[tuple[RaftStorage, StoredState]]:
 def _store_at(place: Path) -> RaftStorage:
     """By what the files look like; nothing is made where there is none."""
     from geraft import storage
+    from geraft.storage.segment import FILE_NAME
 
-    def named(name: str, path: Path) -> RaftStorage:
-        kind: Callable[[Path], RaftStorage] | None = getattr(storage, name, None)
-        if kind is None:
-            raise Failed(f"{path} is a store of another kind, which this geraft can't read: {name}")
-        return kind(path)
-
-    if place.is_file():
-        return storage.SqliteStorage(place)
-    for path in (place / "log.db", place / "log", place / "log.rocksdb", place / "rocksdb", place):
+    for path in (*(place / name for name in LOG_NAMES.values()), place):
         if path.is_file():
             return storage.SqliteStorage(path)
-        if (path / "CURRENT").exists():
-            return named("RocksdbStorage", path)
-        if path.is_dir() and any(
-            file.suffix == ".segment" or file.name.startswith("segment") for file in path.iterdir()
-        ):
-            return named("FileStorage", path)
+        names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+        if any(map(FILE_NAME.fullmatch, names)):
+            return storage.FileStorage(path)
+        if "CURRENT" in names:
+            rocksdb: Callable[[Path], RaftStorage] | None = getattr(storage, "RocksdbStorage", None)
+            if rocksdb is None:
+                raise Failed(f"{path} is a RocksDB store, which this geraft can't read")
+            return rocksdb(path)
     raise Failed(f"{place} holds no log store: give the data directory of a node, or the store itself")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,9 +91,7 @@ def replay(
     if snapshot_to is not None and isinstance(made, SimpleRaftApp):
         snapshot_to.write_bytes(made.snapshot())
     if asked is not None:
-        sys.stdout.flush()
-        answer = app.process_read(asked)
-        os.write(1, answer + (b"\n" if sys.stdout.isatty() or not answer.endswith(b"\n") else b""))
+        click.echo(app.process_read(asked))
 
 
 def _request(text: str | None, encoded: str | None) -> bytes | None:
