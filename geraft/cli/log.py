@@ -138,12 +138,27 @@ def _entry(batch: EntryBatch, index: int, command: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {"index": index, "term": batch.term, "kind": batch.kind.name.lower()}
     if batch.configuration is not None:
         entry["configuration"] = _configuration(batch.configuration)
-    elif command or batch.kind.name == "COMMAND":
+        return entry
+    if batch.kind.name == "SESSION":
+        session, number, command = _of_session(command)
+        entry |= {"session": session or index, "does": "writes" if number else "closes" if session else "opens"}
+        if not number:
+            return entry
+        entry["number"] = number
+    if command or batch.kind.name in ("COMMAND", "SESSION"):
         entry["base64"] = base64.b64encode(command).decode()
         text = _text(command)
         if text is not None:
             entry["text"] = text
     return entry
+
+
+def _of_session(encoded: bytes) -> tuple[int, int, bytes]:
+    """Session, number and the app's command; session 0 of one that opens, number 0 of one that does not write."""
+    from geraft.pb import geraft_pb2 as pb
+
+    record = pb.SessionCommand.FromString(encoded)
+    return record.session, record.number, record.command
 
 
 def _text(command: bytes) -> str | None:
@@ -172,4 +187,7 @@ def _line(entry: dict[str, Any]) -> str:
         content = entry.get("text", repr(command)[2:-1])
         if len(content) > SHOWN_CHARACTERS_MAX:
             content = f"{content[:SHOWN_CHARACTERS_MAX]}... ({len(command)} bytes)"
+    if "session" in entry:
+        name = f"{entry['session']}#{entry['number']}" if "number" in entry else f"{entry['session']} {entry['does']}"
+        content = f"{name} {content}"
     return f"{entry['index']:>12} {entry['term']:>6}  {entry['kind']:<13}  {content}".rstrip()

@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Final
 
 KIND_NAME: Final = (
-    "CASE kind WHEN 1 THEN 'noop' WHEN 2 THEN 'command' WHEN 3 THEN 'configuration' ELSE 'kind ' || kind END"
+    "CASE kind WHEN 1 THEN 'noop' WHEN 2 THEN 'command' WHEN 3 THEN 'configuration'"
+    " WHEN 4 THEN 'session' ELSE 'kind ' || kind END"
 )
 
 BATCHES: Final = f"""
