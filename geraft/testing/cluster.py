@@ -325,6 +325,15 @@ class Cluster:
         self.wait_until_even(timeout_seconds=timeout_seconds)
         return self.leader()
 
+    def replace(self, node: str) -> None:
+        """Start it over an empty store, from which it joins the others. It must be down, and no member any more."""
+        process = self.nodes[node]
+        assert not process.running, f"{node} runs"
+        shutil.rmtree(self.data(node))
+        seeds = ",".join(address for other, address in self.members.items() if other != node)
+        process.arguments = [*self._own_arguments[node], "--join", seeds, "--advertise", self.members[node]]
+        self.start(node)
+
     # What is asked
 
     def client(self, timeout_seconds: float = 10.0) -> Client:

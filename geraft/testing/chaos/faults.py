@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from geraft.errors import GeraftError
 from geraft.testing.chaos.plan import Fault, victims
@@ -17,7 +18,12 @@ from geraft.testing.links import Links, Pair
 FLAP_SECONDS = 0.7
 RESET_SECONDS = 0.5
 SLOW_SECONDS = (0.02, 0.3)
+TRANSFER_SECONDS = 1.0
+SNAPSHOT_SECONDS = 0.5
 LEADER_TIMEOUT_SECONDS = 1.0
+ADMIN_SECONDS = 5.0
+MEND_SECONDS = 60.0
+"""Within which all nodes must be voters again, whatever else befalls them meanwhile."""
 
 
 @dataclass(kw_only=True)
@@ -54,6 +60,7 @@ class Player:
     ending: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _in_hand: set[str] = field(default_factory=set)
+    _membership: threading.Lock = field(default_factory=threading.Lock)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def play(self, plan: list[Fault]) -> None:
@@ -100,7 +107,11 @@ class Player:
     @contextmanager
     def _chosen(self, fault: Fault, leader: str) -> Iterator[list[str]]:
         """Whom the fault meets. A process is in the hand of one fault at a time."""
-        takes_process = fault.kind in ("kill", "stop", "pause")
+        takes_process = fault.kind in ("kill", "stop", "pause", "replace")
+        takes_membership = fault.kind in ("remove", "demote", "shrink", "replace")
+        if takes_membership and not self._membership.acquire(blocking=False):
+            yield []
+            return
         with self._lock:
             free = [node for node in self.cluster.members if not takes_process or node not in self._in_hand]
             met = victims(fault, free, leader)
@@ -109,6 +120,8 @@ class Player:
         try:
             yield met
         finally:
+            if takes_membership:
+                self._membership.release()
             if takes_process:
                 with self._lock:
                     self._in_hand.difference_update(met)
@@ -119,6 +132,7 @@ class Player:
         says = [(node, other) for node in met for other in others]
         hears = [(other, node) for node, other in says]
         a_link = [rng.choice(says)] if says else []
+        addresses = [cluster.address(node) for node in met]
         proxies = links if isinstance(links, Links) else None
         match fault.kind:
             case "kill":
@@ -166,8 +180,69 @@ class Player:
                 self._last(fault, links.cut([pair for node in met for pair in ((node, OUTSIDE), (OUTSIDE, node))]))
             case "mute-to-callers":
                 self._last(fault, links.cut([(node, OUTSIDE) for node in met]))
+            case "transfer":
+                self._again_and_again(
+                    fault, TRANSFER_SECONDS, lambda: self._ask(played, lambda client: client.transfer_leadership())
+                )
+            case "snapshot":
+                self._again_and_again(
+                    fault,
+                    SNAPSHOT_SECONDS,
+                    lambda: self._take_snapshots(played, addresses),
+                )
+            case "remove":
+                self._ask(played, lambda client: client.remove_server(met[0], timeout_seconds=ADMIN_SECONDS))
+                self._last(fault)
+                self._make_all_voters()
+            case "demote":
+                self._ask(played, lambda client: client.demote(met[0], timeout_seconds=ADMIN_SECONDS))
+                self._last(fault)
+                self._make_all_voters()
+            case "shrink":
+                self._ask(played, lambda client: client.change_membership(voters=others, timeout_seconds=ADMIN_SECONDS))
+                self._last(fault)
+                self._make_all_voters()
+            case "replace":
+                cluster.kill(met[0])
+                # Before it returns with nothing, nobody may count on it any more.
+                self._until_done(lambda client: client.remove_server(met[0], timeout_seconds=ADMIN_SECONDS))
+                self._last(fault)
+                cluster.replace(met[0])
+                self._make_all_voters()
             case kind:
                 raise ValueError(f"nobody knows how to do {kind}")
+
+    def _ask(self, played: Played, what: Callable[[Any], object]) -> None:
+        """Ask the cluster to do it. It may well be in no state to."""
+        try:
+            with self.cluster.client(ADMIN_SECONDS) as client:
+                what(client)
+        except GeraftError as error:
+            played.refused.append(f"{type(error).__name__}: {error}")
+
+    def _take_snapshots(self, played: Played, addresses: list[str]) -> None:
+        def take_all(client: Any) -> None:
+            for address in addresses:
+                client.take_snapshot(address, timeout_seconds=ADMIN_SECONDS)
+
+        self._ask(played, take_all)
+
+    def _until_done(self, what: Callable[[Any], object]) -> None:
+        """Ask until it is done. Raises what was said last."""
+        deadline = time.monotonic() + MEND_SECONDS
+        with self.cluster.client(ADMIN_SECONDS) as client:
+            while True:
+                try:
+                    what(client)
+                    return
+                except GeraftError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.2)
+
+    def _make_all_voters(self) -> None:
+        voters = dict(self.cluster.members)
+        self._until_done(lambda client: client.change_membership(voters=voters, timeout_seconds=2 * ADMIN_SECONDS))
 
     def _last(self, fault: Fault, *during: AbstractContextManager[None]) -> None:
         with ExitStack() as stack:

@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from geraft.client import Client
+
 REST_SECONDS = 3.0
 """Without faults, at the beginning and before the end."""
 FAULT_SECONDS = (0.5, 6.0)
@@ -16,7 +18,7 @@ TOGETHER = 0.25
 
 LEADER, ONE, SOME, MOST, ALL = "the leader", "one", "some", "most", "all"
 
-KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "kill": ("SIGKILL, and started again afterwards", (LEADER, LEADER, ONE, SOME, MOST, ALL)),
     "stop": ("SIGTERM, and started again afterwards", (LEADER, ONE)),
     "pause": ("SIGSTOP, and SIGCONT afterwards", (LEADER, LEADER, ONE, SOME)),
@@ -32,8 +34,24 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reset": ("its connections to other nodes break again and again", (LEADER, ONE)),
     "no-callers": ("no link to callers outside", (LEADER, ONE)),
     "mute-to-callers": ("nothing that it says reaches callers outside", (LEADER,)),
+    "transfer": ("leadership is handed over again and again", (LEADER,)),
+    "remove": ("taken out of the cluster, and let in again afterwards", (LEADER, ONE, ONE)),
+    "demote": ("a learner, and a voter again afterwards", (LEADER, ONE)),
+    "shrink": ("all taken out in one step, and let in again in one", (SOME,)),
+    "replace": ("killed, taken out, and started again with an empty store that joins", (ONE,)),
+    "snapshot": ("makes a snapshot again and again", (ALL, ONE)),
 }
-"""What each kind of fault does to those it meets, and whom it may be meant for."""
+_ASKED_OF_CLIENT = {
+    "transfer": "transfer_leadership",
+    "remove": "remove_server",
+    "demote": "demote",
+    "shrink": "change_membership",
+    "replace": "change_membership",
+    "snapshot": "take_snapshot",
+}
+KINDS = {kind: of_kind for kind, of_kind in _KINDS.items() if hasattr(Client, _ASKED_OF_CLIENT.get(kind, "apply"))}
+"""What each kind of fault does to those it meets, and whom it may be meant for; without those that ask the cluster for
+something that a Client can't ask for yet."""
 
 BY_LINKS_ONLY = frozenset({"slow", "half-open", "reset"})
 """Kinds that need Links: network namespaces can't do them."""

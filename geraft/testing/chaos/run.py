@@ -24,6 +24,8 @@ from geraft.testing.models import Get, KeyValue, call_key_value
 
 CALLS_MAX = 400_000
 """Of one run, so that its history fits into memory: a long run calls less often."""
+SNAPSHOT_OPTIONS = ["--snapshot-every", "300", "--trailing-entries", "100"] if "snapshot" in KINDS else []
+"""Of each node, so that one that was away finds the log cut off."""
 PROGRESS_SECONDS = 5.0
 HEAL_SECONDS = 30.0
 """Within which a write must be acknowledged after the last fault."""
@@ -172,7 +174,7 @@ class Chaos:
         cluster = kind(
             self.directory / "nodes",
             self.setting.nodes,
-            options=["--callers", str(load_path)],
+            options=["--callers", str(load_path), *SNAPSHOT_OPTIONS],
             options_of=self._storage_of,
             patched=self.setting.patched,
         )
