@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,20 +73,17 @@ def opened(place: Path) -> Iterator[tuple[RaftStorage, StoredState]]:
 
 def _store_at(place: Path) -> RaftStorage:
     """By what the files look like; nothing is made where there is none."""
-    from geraft import storage
+    from geraft.storage import FileStorage, RocksdbStorage, SqliteStorage
     from geraft.storage.segment import FILE_NAME
 
     for path in (*(place / name for name in LOG_NAMES.values()), place):
         if path.is_file():
-            return storage.SqliteStorage(path)
+            return SqliteStorage(path)
         names = {file.name for file in path.iterdir()} if path.is_dir() else set()
-        if any(map(FILE_NAME.fullmatch, names)):
-            return storage.FileStorage(path)
         if "CURRENT" in names:
-            rocksdb: Callable[[Path], RaftStorage] | None = getattr(storage, "RocksdbStorage", None)
-            if rocksdb is None:
-                raise Failed(f"{path} is a RocksDB store, which this geraft can't read")
-            return rocksdb(path)
+            return RocksdbStorage(path)
+        if any(map(FILE_NAME.fullmatch, names)):
+            return FileStorage(path)
     raise Failed(f"{place} holds no log store: give the data directory of a node, or the store itself")
 
 

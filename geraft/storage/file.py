@@ -17,8 +17,8 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from geraft.core.entries import INDEX_MAX, ZERO, Ballot, EntryBatch, EntryId, EntryKind
@@ -136,8 +136,7 @@ class Part:
     checksum: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """What the store holds at one moment. A reader takes one and is not disturbed by later steps.
 
     parts: ascending; the last one is the segment that takes the steps, with frames saying where.
@@ -146,7 +145,7 @@ class View:
     state: StoredState
     parts: tuple[Part, ...]
     segment: Segment
-    frames: Frames = field(default_factory=Frames)
+    frames: Frames
 
     @property
     def sequences(self) -> set[int]:
@@ -356,7 +355,7 @@ class FileStorage(RaftStorage):
         old.sync()
         old.give_back_room()
         self._offset, self._previous = head.end, head.checksum
-        self._view = View(state, (*parts, Part(segment.sequence, state.last_entry.index + 1)), segment)
+        self._view = View(state, (*parts, Part(segment.sequence, state.last_entry.index + 1)), segment, Frames())
         self._remove(view.sequences - self._view.sequences)
         return self._view
 
@@ -534,7 +533,7 @@ class FileStorage(RaftStorage):
             Part(told.sequence, told.first_index, told.last_index, told.end, told.checksum)
             for told in first_step.state.segments
         )
-        view = View(state, (*sealed, Part(sequence, state.last_entry.index + 1)), segment)
+        view = View(state, (*sealed, Part(sequence, state.last_entry.index + 1)), segment, Frames())
         while True:
             offset = last.end
             head = window.head_at(offset)

@@ -18,8 +18,7 @@ import contextlib
 import os
 import re
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from google.protobuf.message import DecodeError
@@ -43,7 +42,7 @@ ALIGNMENT: Final = 8
 
 SECTOR_BYTES: Final = 512
 """What a disk writes at once, or, if it fails meanwhile, writes the first part of."""
-AHEAD_BYTES: Final = 512 * 1024
+AHEAD_BYTES: Final = 256 * 1024
 """So much room is made, as zeros, when a step does not fit into what there is; the step's own sync covers it."""
 CHUNK_BYTES: Final = 64 * 1024
 STEP_BYTES_MAX: Final = 2**32 - 1
@@ -57,8 +56,7 @@ def file_name(sequence: int) -> str:
     return f"{sequence:08}.log"
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Where a step is. checksum: of the head itself."""
 
     offset: int
@@ -155,6 +153,10 @@ class Segment:
 
 def write_all(descriptor: int, pieces: list[bytes], offset: int) -> None:
     """Write the pieces one behind the other; a write may take less than all. Raises OSError."""
+    if len(pieces) <= BUFFERS_MAX:
+        written = os.pwritev(descriptor, pieces, offset)
+        if written == sum(map(len, pieces)):
+            return
     for start in range(0, len(pieces), BUFFERS_MAX):
         rest: list[bytes | memoryview] = list(pieces[start : start + BUFFERS_MAX])
         while rest:

@@ -94,6 +94,23 @@ def test_each_write_is_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     storage.close()
 
 
+def test_a_device_that_takes_a_write_in_pieces_is_given_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwritev = os.pwritev
+    storage = FileStorage(tmp_path / "log")
+    storage.open()
+    monkeypatch.setattr(
+        os, "pwritev", lambda descriptor, pieces, offset: pwritev(descriptor, [b"".join(pieces)[:777]], offset)
+    )
+    storage.write(None, [commands(1, index, index, command_bytes=100) for index in range(1, 1201)])
+    monkeypatch.undo()
+    assert entry_ids(storage.read(1, 1200, UNLIMITED)) == [(1, index) for index in range(1, 1201)]
+    storage.close()
+    assert storage.open().last_entry == EntryId(1, 1200)
+    storage.close()
+
+
 def test_what_a_killed_process_left_in_memory_is_synced_before_it_is_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

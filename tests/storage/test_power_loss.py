@@ -59,7 +59,7 @@ def fast_path(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "count", "segment_bytes"), [(1, 25, 4096), (2, 20, 1024), (3, 20, 200_000)])
+@pytest.mark.parametrize(("seed", "count", "segment_bytes"), [(1, 18, 4096), (2, 14, 1024), (3, 18, 200_000)])
 def test_a_file_store_survives(fast_path: Path, seed: int, count: int, segment_bytes: int) -> None:
     survived = assert_survives_power_loss(
         files_of(segment_bytes),
@@ -72,8 +72,15 @@ def test_a_file_store_survives(fast_path: Path, seed: int, count: int, segment_b
     )
     assert survived.points > 2 * count
     assert survived.under_way > count
-    assert survived.in_recovery > 0
     assert survived.kills > 0
+
+
+@pytest.mark.slow
+def test_a_file_store_survives_another_loss_while_it_is_opened(fast_path: Path) -> None:
+    survived = assert_survives_power_loss(
+        files_of(1024), fast_path, calls_of(4, 4), random_disks=1, second_losses=1.0, kills=0
+    )
+    assert survived.in_recovery > 20
 
 
 @pytest.mark.long
@@ -291,13 +298,13 @@ def torn(before: bytes, after: bytes, rng: random.Random) -> Iterator[bytes]:
 def torn_between(before: bytes, after: bytes, start: int, end: int, rng: random.Random) -> Iterator[bytes]:
     old = before[:end] + bytes(max(0, end - len(before)))
     borders = [at for at in range(32, end + 1, FRAME_BYTES) if at >= start]
-    cuts = {start, end, *borders[:12], *(at + 24 for at in borders[:6] if at < end)}
-    cuts |= {rng.randrange(start, end + 1) for _ in range(6)}
+    cuts = {start, end, *borders[:6], *(at + 24 for at in borders[:3] if at < end)}
+    cuts |= {rng.randrange(start, end + 1) for _ in range(3)}
     for cut in sorted(cuts):
         yield after[:cut] + before[cut:]  # lost from there on
         yield after[:cut] + old[cut:] + before[end:]  # of the new size, but with nothing in it
     first = start // 512 * 512
-    for _ in range(6):
+    for _ in range(4):
         pieces = (rng.choice((old, after))[at : min(at + 512, end)] for at in range(first, end, 512))
         yield b"".join([after[:first], *pieces, before[end:]])
 
@@ -306,7 +313,7 @@ def torn_between(before: bytes, after: bytes, start: int, end: int, rng: random.
 def test_a_sqlite_store_survives(fast_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_store, "WAL_BYTES_MAX", 40_000)
     (fast_path / "run").mkdir()
-    calls = calls_of(5, 20)
+    calls = calls_of(5, 16)
     snapshots = snapshots_of(fast_path / "run" / "n1.db", calls)
     rng = random.Random(5)
     count = under_way = moves = 0
@@ -337,8 +344,8 @@ def test_a_sqlite_store_survives(fast_path: Path, monkeypatch: pytest.MonkeyPatc
                 file = b"".join(rng.choice((old, after[0]))[at : at + sqlite_store.PAGE_BYTES] for at in pages)
                 check(file, after[1], [after[2]], f"call {number}: the WAL was being moved into the file")
                 count += 1
-    assert count > 500
-    assert under_way > 20
+    assert count > 250
+    assert under_way > 16
     assert moves > 1
 
 
