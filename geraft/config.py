@@ -62,6 +62,10 @@ class Config:
     """The longest such pause."""
     apply_stuck_seconds: float = _tunable(30.0, may_be_zero=True)
     """A leader whose app has not got on with an entry for so long hands over to a voter whose app has; 0 for never."""
+    trailing_entries: int = _tunable(10_000, may_be_zero=True)
+    """Entries kept in the log behind the newest snapshot, for followers that are a little slow."""
+    compact_bytes_max: int = _tunable(1 * MIB)
+    """Bytes cut off the log in one step; writes go on between two steps."""
     storage_stall_seconds: float = _tunable(10.0)
     """A write to the log store that takes longer counts as failed: the node steps down and stops."""
     stop_timeout_seconds: float = _tunable(10.0)

@@ -11,6 +11,7 @@ Nothing here knows gevent, gRPC, a disk, a clock or global chance: time arrives 
     raft          Raft: the state, step(), every become_*(), HANDLERS and IGNORED
     election      votes, pre-vote, check-quorum        replication  AppendEntries on both sides, commit
     reads         ReadIndex and lease reads            transfer     leadership transfer
+    compaction    snapshots recorded, sent and installed, and the log cut off behind them
     log           where the log's terms change, and its newest entries
     progress      what the leader knows of one follower
     quorum        majorities                           failure_detector  phi accrual

@@ -8,6 +8,7 @@ from enum import Enum
 from geraft.core.entries import Ballot, EntryBatch, EntryId
 from geraft.core.membership import Configuration
 from geraft.core.messages import PeerMessage
+from geraft.core.snapshots import Snapshot
 
 
 class Role(Enum):
@@ -42,12 +43,57 @@ class Persist:
     whatever it holds at or after the first index of each). Then send `then`, then tell Persisted(sequence).
 
     With neither ballot nor batches it only asks that `then` is sent once everything before is durable.
+    reset: the log gives way to this snapshot first, in a step of its own; tell SnapshotRecorded before Persisted.
     """
 
     sequence: int
     ballot: Ballot | None = None
     batches: tuple[EntryBatch, ...] = ()
     then: tuple[Send, ...] = ()
+    reset: Snapshot | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordSnapshot:
+    """Put the snapshot into the store's catalogue, after the Persists before it; then tell SnapshotRecorded."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactLog:
+    """Drop about bytes_max of the oldest entries up to index, after the Persists before it; then tell LogCompacted."""
+
+    index: int
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchSnapshot:
+    """Fetch the bytes of the leader's snapshot of last_entry and make them durable, then tell SnapshotFetched; or
+    SnapshotFetchFailed if that can't be. Replaces any fetch before."""
+
+    leader: str
+    last_entry: EntryId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelFetch:
+    """Give the fetch up and drop what it has brought; nothing is to be told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscardSnapshot:
+    """The bytes of this snapshot are of no use: delete them, unless the catalogue has a snapshot of that index."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallSnapshot:
+    """Let the app become the state of the snapshot, in order with every Apply, then tell Applied of its index."""
+
+    snapshot: Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +212,12 @@ class Alarm:
 Effect = (
     Send
     | Persist
+    | RecordSnapshot
+    | CompactLog
+    | FetchSnapshot
+    | CancelFetch
+    | DiscardSnapshot
+    | InstallSnapshot
     | Apply
     | LoadEntries
     | ProposalAccepted

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from geraft.core.entries import Ballot, EntryBatch, EntryId, EntryKind
 from geraft.core.messages import PeerMessage
+from geraft.core.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from geraft.core.raft import Settings
@@ -102,6 +103,49 @@ class SettingsChanged:
     settings: Settings
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotMade:
+    """The app holds a durable snapshot of its state after entry `index`, which was handed to it before.
+
+    size_bytes, checksum: of its bytes (CRC-32). sessions: the encoded session table at that index.
+    """
+
+    index: int
+    size_bytes: int
+    checksum: int
+    sessions: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRecorded:
+    """The snapshot stands in the store's catalogue."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogCompacted:
+    """The answer to CompactLog. base: the store's, now."""
+
+    base: EntryId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFetched:
+    """The bytes of the snapshot have come from `leader`, are verified, and durable with the app."""
+
+    leader: str
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFetchFailed:
+    """The snapshot of last_entry can't be had from `leader`."""
+
+    leader: str
+    last_entry: EntryId
+
+
 Event = (
     PeerMessage
     | Tick
@@ -114,4 +158,9 @@ Event = (
     | PeerDisconnected
     | TransferRequested
     | SettingsChanged
+    | SnapshotMade
+    | SnapshotRecorded
+    | LogCompacted
+    | SnapshotFetched
+    | SnapshotFetchFailed
 )

@@ -22,12 +22,28 @@ def _require(holds: bool, sentence: str) -> None:
 
 
 def check_server(raft: Raft) -> None:
-    """Indexes are in order, and a leader leads its own term."""
+    """Indexes are in order, the log is cut behind a durable snapshot only, and a leader leads its own term."""
     log = raft.log
+    installing = bool(raft.applying) and raft.applying[0][0] == log.base.index
     _require(
-        log.base.index <= raft.last_applied <= raft.handed_to_app <= raft.commit_index <= log.last_entry.index,
+        (log.base.index <= raft.last_applied or installing)
+        and raft.last_applied <= raft.handed_to_app <= raft.commit_index <= log.last_entry.index
+        and log.base.index <= raft.handed_to_app,
         f"{raft.id}: base {log.base.index} <= applied {raft.last_applied} <= handed {raft.handed_to_app}"
         f" <= committed {raft.commit_index} <= last {log.last_entry.index}",
+    )
+    recorded = raft.snapshot.index if raft.snapshot is not None else 0
+    _require(
+        log.base.index <= recorded or raft.durable_index < log.base.index,
+        f"{raft.id}: the log begins after {log.base.index}, the newest durable snapshot is of {recorded}",
+    )
+    _require(
+        raft.fetching is None or raft.fetching.last_entry.index > raft.commit_index,
+        f"{raft.id}: fetches a snapshot of what is committed",
+    )
+    _require(
+        bool(log.configurations) or log.base.index == 0,
+        f"{raft.id}: the configuration in force was cut off with the log",
     )
     _require(raft.durable_index <= log.last_entry.index, f"{raft.id}: durable beyond the end of the log")
     _require(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from geraft.core.entries import ZERO, EntryBatch, EntryId
 from geraft.core.membership import NO_MEMBERS, Configuration
+from geraft.core.snapshots import Snapshot
 
 BATCH_OVERHEAD_BYTES = 256
 """What a cached batch takes beside its bytes, roughly."""
@@ -19,7 +20,8 @@ BATCH_OVERHEAD_BYTES = 256
 class Log:
     """Entries (base, last_entry]; base is what stands before the first one held.
 
-    terms: (first index, term) wherever the term changes, ascending. configurations: (index, configuration), ascending.
+    terms: (first index, term) wherever the term changes, ascending. configurations: (index, configuration), ascending;
+    the first is the one in force at base.
     """
 
     def __init__(
@@ -53,6 +55,15 @@ class Log:
     @property
     def configuration_index(self) -> int:
         return self.configurations[-1][0] if self.configurations else 0
+
+    def configuration_at(self, index: int) -> tuple[int, Configuration]:
+        """The configuration that was in force at an index from base on, and the index of its entry."""
+        found = (0, NO_MEMBERS)
+        for pair in self.configurations:
+            if pair[0] > index:
+                break
+            found = pair
+        return found
 
     def term_at(self, index: int) -> int | None:
         """The term of the entry at index; None if the log does not hold it."""
@@ -97,6 +108,30 @@ class Log:
         while self.configurations and self.configurations[-1][0] > index:
             self.configurations.pop()
         self.last_entry = EntryId(term, index)
+
+    def compact_to(self, index: int) -> None:
+        """Drop every entry up to index, which is held; it becomes the base."""
+        term = self.term_at(index)
+        assert term is not None, "only what is held can be cut off"
+        self.base = EntryId(term, index)
+        runs_gone = max(bisect_right(self._term_starts, index + 1) - 1, 0)
+        del self._term_starts[:runs_gone], self._terms[:runs_gone]
+        before = sum(at <= index for at, _ in self.configurations)
+        del self.configurations[: max(before - 1, 0)]
+        count = 0
+        for batch in self._batches:
+            if batch.last_index > index:
+                break
+            self.cached_bytes -= batch.size_bytes + BATCH_OVERHEAD_BYTES
+            count += 1
+        del self._batches[:count], self._firsts[:count]
+
+    def reset(self, snapshot: Snapshot) -> None:
+        """Hold nothing but the snapshot's last entry as the base, and its configuration."""
+        self.base = self.last_entry = snapshot.last_entry
+        self._term_starts, self._terms = [], []
+        self.configurations = [(snapshot.configuration_index, snapshot.configuration)]
+        self._batches, self._firsts, self.cached_bytes = [], [], 0
 
     def cached(self, first_index: int, last_index: int, bytes_max: int) -> tuple[EntryBatch, ...] | None:
         """The entries from first_index on, up to last_index or about bytes_max, but at least one batch.

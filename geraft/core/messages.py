@@ -92,10 +92,25 @@ class HeartbeatReply(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfferSnapshot(Message):
+    """The entries that the receiver needs next are gone here; in their place is the snapshot of last_entry, for the
+    receiver to fetch. Answered by an AppendEntriesReply: match_index once it is installed, or rejected."""
+
+    last_entry: EntryId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutNow(Message):
     """The leader asks the receiver to start an election at once (Raft dissertation 3.10)."""
 
 
 PeerMessage = (
-    RequestVote | RequestVoteReply | AppendEntries | AppendEntriesReply | Heartbeat | HeartbeatReply | TimeoutNow
+    RequestVote
+    | RequestVoteReply
+    | AppendEntries
+    | AppendEntriesReply
+    | OfferSnapshot
+    | Heartbeat
+    | HeartbeatReply
+    | TimeoutNow
 )

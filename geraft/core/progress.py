@@ -6,6 +6,8 @@ import math
 from collections import deque
 from enum import Enum
 
+from geraft.core.snapshots import Snapshot
+
 
 class Pace(Enum):
     PROBE = "probe"
@@ -14,10 +16,15 @@ class Pace(Enum):
     """Each batch leaves at once, as far as the window lets it."""
     LOAD = "load"
     """Waiting for entries from the store."""
+    SNAPSHOT = "snapshot"
+    """Its next entry is gone here: waiting until it has installed the snapshot that it was offered."""
 
 
 class Progress:
-    """next_index: of the next entry to send. match_index: the follower is known to hold everything up to it."""
+    """next_index: of the next entry to send. match_index: the follower is known to hold everything up to it.
+
+    offered: the snapshot it was offered, until it has come as far as our newest one by means of it.
+    """
 
     __slots__ = (
         "acked_round",
@@ -28,6 +35,7 @@ class Progress:
         "match_index",
         "moved_at_seconds",
         "next_index",
+        "offered",
         "pace",
         "silent_until_seconds",
     )
@@ -43,6 +51,7 @@ class Progress:
         self.acked_round = 0
         self.applied_index = 0  # how far its app is, as it last said
         self.silent_until_seconds = -math.inf  # until then, by our clock, it helps nobody else to lead
+        self.offered: Snapshot | None = None
 
     def sent(self, last_index: int, size_bytes: int, now_seconds: float) -> None:
         if not self.inflight:
@@ -65,3 +74,10 @@ class Progress:
         self.next_index = max(next_index, self.match_index + 1)
         self.inflight.clear()
         self.inflight_bytes = 0
+
+    def await_install(self, snapshot: Snapshot, now_seconds: float) -> None:
+        """Send nothing more until the follower has the snapshot."""
+        self.probe_from(self.next_index)
+        self.pace = Pace.SNAPSHOT
+        self.offered = snapshot
+        self.moved_at_seconds = now_seconds

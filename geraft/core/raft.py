@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from geraft.core import election, reads, replication, transfer
+from geraft.core import compaction, election, reads, replication, transfer
 from geraft.core.effects import (
     Alarm,
     Committed,
@@ -29,12 +29,17 @@ from geraft.core.events import (
     Applied,
     EntriesLoaded,
     Event,
+    LogCompacted,
     PeerConnected,
     PeerDisconnected,
     Persisted,
     Propose,
     ReadRequested,
     SettingsChanged,
+    SnapshotFetched,
+    SnapshotFetchFailed,
+    SnapshotMade,
+    SnapshotRecorded,
     Tick,
     TransferRequested,
 )
@@ -47,6 +52,7 @@ from geraft.core.messages import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    OfferSnapshot,
     PeerMessage,
     RequestVote,
     RequestVoteReply,
@@ -57,6 +63,8 @@ from geraft.core.progress import Progress
 if TYPE_CHECKING:
     import random
 
+    from geraft.core.compaction import Fetch
+    from geraft.core.snapshots import Snapshot
     from geraft.core.transfer import Transfer
 
 
@@ -76,6 +84,8 @@ class Settings:
     uncommitted_bytes_max: int = 128 << 20
     cache_bytes_max: int = 8 << 20
     apply_bytes_max: int = 8 << 20
+    trailing_entries: int = 10_000
+    compact_bytes_max: int = 1 << 20
 
 
 def _detector_settings(settings: Settings) -> dict[str, float]:
@@ -89,7 +99,8 @@ def _detector_settings(settings: Settings) -> dict[str, float]:
 
 
 class Raft:
-    """id, store_id: who we are. ballot, log: as the store holds them. now_seconds: of the clock that Tick tells."""
+    """id, store_id: who we are. ballot, log: as the store holds them. snapshot: the newest of its catalogue; its state
+    is the app's. now_seconds: of the clock that Tick tells."""
 
     def __init__(
         self,
@@ -101,6 +112,7 @@ class Raft:
         settings: Settings,
         rng: random.Random,
         now_seconds: float,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self.id = id
         self.store_id = store_id
@@ -119,13 +131,18 @@ class Raft:
         # Volatile state of every server.
         self.role = Role.FOLLOWER
         self.leader_id = ""
-        self.commit_index = log.base.index
-        self.last_applied = log.base.index
-        self.handed_to_app = log.base.index
+        applied = snapshot.index if snapshot is not None else 0
+        assert log.base.index <= applied <= log.last_entry.index, "the log continues the state of the app"
+        self.commit_index = self.last_applied = self.handed_to_app = applied
         self.applying: deque[tuple[int, int]] = deque()  # (last index, bytes) of each Apply not yet answered
         self.applying_bytes = 0
         self.connected: set[str] = set()
         self.store_ids: dict[str, str] = {id: store_id}  # the store each member was first heard from
+        self.snapshot = snapshot  # the newest that is durably recorded
+        self.compacting = False  # the store is cutting the log
+        self.compact_to = log.base.index  # how far the cutting goes that was begun
+        self.fetching: Fetch | None = None
+        self.arrived: Snapshot | None = None  # fetched, and waiting until the app has applied what it was handed
 
         # Of followers and candidates.
         self.detector = FailureDetector(**_detector_settings(settings), now_seconds=now_seconds)
@@ -153,6 +170,7 @@ class Raft:
         # Of the step that runs.
         self._effects: list[Effect] = []
         self._unsaved_ballot = False
+        self._unsaved_reset: Snapshot | None = None
         self._unsaved_batches: list[EntryBatch] = []
         self._then: list[Send] = []
         self._persists_sent = 0
@@ -173,7 +191,7 @@ class Raft:
             handler = HANDLERS.get((self.role, type(event)))
             if handler is not None:
                 handler(self, event)
-        if self._unsaved_ballot or self._unsaved_batches or self._then:
+        if self._has_unsaved:
             self._persists_sent += 1
             effects.append(
                 Persist(
@@ -181,9 +199,11 @@ class Raft:
                     ballot=Ballot(self.term, self.voted_for) if self._unsaved_ballot else None,
                     batches=tuple(self._unsaved_batches),
                     then=tuple(self._then),
+                    reset=self._unsaved_reset,
                 )
             )
             self._unsaved_ballot = False
+            self._unsaved_reset = None
             self._unsaved_batches.clear()
             self._then.clear()
         return effects
@@ -203,6 +223,8 @@ class Raft:
         if message.term < self.term:
             if isinstance(message, AppendEntries):  # a deposed leader: our term makes it step down
                 self.reply(message.sender, self.append_reply(rejected=message.prev, hint=self.log.last_entry))
+            elif isinstance(message, OfferSnapshot):
+                self.reply(message.sender, self.append_reply(rejected=message.last_entry, hint=self.log.last_entry))
             elif isinstance(message, Heartbeat):
                 self.reply(message.sender, self.message(HeartbeatReply, round=0))
             return False
@@ -240,6 +262,11 @@ class Raft:
             hint=hint,
         )
 
+    @property
+    def _has_unsaved(self) -> bool:
+        """Whether this step ends with a Persist."""
+        return bool(self._unsaved_batches or self._then or self._unsaved_ballot or self._unsaved_reset)
+
     def emit(self, effect: Effect) -> None:
         self._effects.append(effect)
 
@@ -256,7 +283,7 @@ class Raft:
 
     def send_when_durable(self, to: str, message: PeerMessage) -> None:
         """Send what depends on our vote or our log: once everything handed to the disk so far is there (3.8)."""
-        if self._unsaved_ballot or self._unsaved_batches or self._then or self._persists_sent > self._persists_done:
+        if self._has_unsaved or self._persists_sent > self._persists_done:
             self._then.append(Send(to=to, message=message))
         else:
             self.send(to, message)
@@ -264,6 +291,12 @@ class Raft:
     def vote_for(self, candidate: str) -> None:
         self.voted_for = candidate
         self._unsaved_ballot = True
+
+    def reset_to(self, snapshot: Snapshot) -> None:
+        """Let the log on the disk give way to the snapshot; nothing written before counts as durable any more."""
+        assert not self._unsaved_batches, "a log is replaced by an event of its own"
+        self._unsaved_reset = snapshot
+        self.persists_count_from = self.next_persist
 
     def append(self, batch: EntryBatch) -> None:
         """Put the batch into the log and on its way to the disk; a configuration in it is in force from now on."""
@@ -308,6 +341,8 @@ class Raft:
         while uncommitted and uncommitted[0][0] <= index:
             self.uncommitted_bytes -= uncommitted.popleft()[1]
         self.emit(Committed(first_index=first_index, last_index=index))
+        if self.fetching is not None and self.fetching.last_entry.index <= index:
+            compaction.cancel_fetch(self)
         replication.hand_to_app(self)
 
     # Roles change here and nowhere else ------------------------------------------------------------------------------
@@ -340,6 +375,8 @@ class Raft:
         if leader_id and leader_id != self.id:
             self.detector.restart(self.now)
             self.campaign_at_seconds = None
+        if leader_id and self.fetching is not None and self.fetching.leader != leader_id:
+            compaction.cancel_fetch(self)  # only from the leader we know (FLAWS X8)
         self.emit(LeaderChanged(leader=leader_id, term=self.term))
 
     def become_pre_candidate(self) -> None:
@@ -398,6 +435,7 @@ class Raft:
             transfer.tick(self)
         else:
             election.tick(self)
+        compaction.tick(self)
 
     def persisted(self, event: Persisted) -> None:
         """Part of the log or the vote is on disk: count it, ours like a follower's (10.2.1)."""
@@ -431,6 +469,8 @@ class Raft:
         applying = self.applying
         while applying and applying[0][0] <= event.index:
             self.applying_bytes -= applying.popleft()[1]
+        if self.arrived is not None:
+            compaction.install_arrived(self)
         replication.hand_to_app(self)
 
     def peer_connected(self, event: PeerConnected) -> None:
@@ -485,9 +525,15 @@ HANDLERS: dict[tuple[Role, type[Any]], Handler] = _table(
         ([Role.FOLLOWER], TimeoutNow, election.campaign_now),
         (NOT_LEADING, AppendEntries, replication.answer_append),
         (NOT_LEADING, Heartbeat, replication.answer_heartbeat),
+        (NOT_LEADING, OfferSnapshot, compaction.answer_offer),
         ([Role.LEADER], AppendEntriesReply, replication.count_append_reply),
         ([Role.LEADER], HeartbeatReply, reads.count_heartbeat_reply),
         (EVERY_ROLE, EntriesLoaded, replication.send_loaded),
+        (EVERY_ROLE, SnapshotMade, compaction.record_made),
+        (EVERY_ROLE, SnapshotRecorded, compaction.count_recorded),
+        (EVERY_ROLE, LogCompacted, compaction.count_compacted),
+        (EVERY_ROLE, SnapshotFetched, compaction.take_fetched),
+        (EVERY_ROLE, SnapshotFetchFailed, compaction.fetch_failed),
         ([Role.LEADER], Propose, replication.append_proposal),
         (NOT_LEADING, Propose, replication.refuse_proposal),
         ([Role.LEADER], ReadRequested, reads.queue_read),
@@ -504,6 +550,7 @@ IGNORED: dict[tuple[Role, type[Any]], str] = {
     (Role.CANDIDATE, TimeoutNow): "a campaign runs already",
     (Role.LEADER, TimeoutNow): "we lead; a leader of the same term can't exist",
     (Role.LEADER, AppendEntries): "a second leader of our term can't exist; a forged one is dropped",
+    (Role.LEADER, OfferSnapshot): "a second leader of our term can't exist; a forged one is dropped",
     (Role.LEADER, Heartbeat): "a second leader of our term can't exist; a forged one is dropped",
     (Role.FOLLOWER, AppendEntriesReply): "we no longer lead",
     (Role.PRE_CANDIDATE, AppendEntriesReply): "we no longer lead",

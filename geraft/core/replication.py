@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from geraft.core import compaction
 from geraft.core.effects import Apply, LoadEntries, ProposalAccepted, ProposalRefused, Reason, Role, TruncatedTo
 from geraft.core.entries import EntryBatch, EntryId, EntryKind, total_bytes
 from geraft.core.messages import AppendEntries, AppendEntriesReply, Heartbeat, HeartbeatReply
@@ -52,6 +53,8 @@ def tick(raft: Raft) -> None:
         silent = raft.now - progress.moved_at_seconds
         if progress.pace is Pace.PROBE and silent >= settings.heartbeat_interval_seconds:
             send_probe(raft, id)
+        elif progress.pace is Pace.SNAPSHOT:
+            compaction.remind(raft, id)
         elif progress.inflight and silent >= 3 * settings.election_timeout_seconds:
             progress.probe_from(progress.match_index + 1)
             send_probe(raft, id)
@@ -92,6 +95,9 @@ def send_heartbeats(raft: Raft) -> None:
 def send_probe(raft: Raft, id: str) -> None:
     """Ask whether the follower's log agrees with ours before its next_index."""
     progress = raft.progress[id]
+    if progress.next_index <= raft.log.base.index:
+        compaction.offer(raft, id)
+        return
     prev = _prev_of(raft, progress.next_index)
     progress.moved_at_seconds = raft.now
     raft.send(id, _append_message(raft, prev, ()))
@@ -119,6 +125,8 @@ def send_entries(raft: Raft, id: str) -> None:
     progress = raft.progress[id]
     settings = raft.settings
     last_index = raft.log.last_entry.index
+    if progress.pace is Pace.PIPELINE and progress.next_index <= raft.log.base.index:
+        compaction.offer(raft, id)
     while progress.pace is Pace.PIPELINE and progress.next_index <= last_index and _window_open(raft, progress):
         batches = raft.log.cached(progress.next_index, last_index, settings.append_bytes_max)
         if batches is None:
@@ -156,7 +164,7 @@ def send_loaded(raft: Raft, loaded: EntriesLoaded) -> None:
     progress.pace = Pace.PIPELINE
     batches = loaded.batches
     usable = (
-        progress.next_index == loaded.first_index
+        progress.next_index == loaded.first_index > raft.log.base.index
         and batches
         and raft.log.term_at(batches[-1].last_index) == batches[-1].term
     )
@@ -179,7 +187,14 @@ def count_append_reply(raft: Raft, reply: AppendEntriesReply) -> None:
         raft.alarm(f"{reply.sender} acknowledged entry {reply.match_index}, which was never sent")
         return
     progress.acknowledged(reply.match_index, raft.now)
-    if progress.pace is Pace.PROBE:
+    if progress.offered is not None and raft.snapshot is not None and progress.match_index >= raft.snapshot.index:
+        progress.offered = None
+    if progress.pace is Pace.SNAPSHOT:
+        if progress.match_index < raft.log.base.index:
+            return  # of a message before the offer
+        progress.pace = Pace.PIPELINE
+        progress.next_index = progress.match_index + 1
+    elif progress.pace is Pace.PROBE:
         if reply.match_index + 1 < progress.next_index:
             return  # of an earlier message: the probe's own answer is still to come
         progress.pace = Pace.PIPELINE
@@ -192,6 +207,9 @@ def count_append_reply(raft: Raft, reply: AppendEntriesReply) -> None:
 
 def _find_common(raft: Raft, id: str, progress: Progress, rejected: EntryId, hint: EntryId) -> None:
     """The follower lacks `rejected`: go back to the last entry of ours that may be its own, a term at a time."""
+    if progress.pace is Pace.SNAPSHOT:
+        compaction.offer_refused(raft, id, rejected)
+        return
     if rejected.index <= progress.match_index:
         return  # late: the follower has agreed since
     if progress.pace is Pace.PROBE and rejected.index != progress.next_index - 1:
@@ -316,6 +334,8 @@ def hear_leader(raft: Raft, leader_id: str) -> None:
 
 def hand_to_app(raft: Raft) -> None:
     """Give the app's thread what is committed, a bounded amount at a time."""
+    if raft.arrived is not None:
+        return  # it waits for the app to come to an end; what was not handed over is part of it
     bytes_max = raft.settings.apply_bytes_max
     while raft.handed_to_app < raft.commit_index and (not raft.applying or raft.applying_bytes < bytes_max):
         first_index = raft.handed_to_app + 1

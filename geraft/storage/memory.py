@@ -35,6 +35,11 @@ class MemoryStorage(RaftStorage):
         self._batches: list[EntryBatch] = []
         self._opened = False
 
+    @property
+    def state(self) -> StoredState:
+        """What open() would tell now, open or not."""
+        return self._state
+
     def open(self) -> StoredState:
         if self._opened:
             raise StorageLocked(f"this MemoryStorage is open already, in this process ({os.getpid()}): close it first")

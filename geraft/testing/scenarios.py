@@ -17,9 +17,14 @@ from typing import Any
 from geraft.core.effects import (
     Alarm,
     Apply,
+    CancelFetch,
     Committed,
+    CompactLog,
     ConfigurationChanged,
+    DiscardSnapshot,
     Effect,
+    FetchSnapshot,
+    InstallSnapshot,
     LeaderChanged,
     LoadEntries,
     Persist,
@@ -27,6 +32,7 @@ from geraft.core.effects import (
     ProposalRefused,
     ReadConfirmed,
     ReadRefused,
+    RecordSnapshot,
     Role,
     RoleChanged,
     Send,
@@ -42,6 +48,9 @@ from geraft.core.events import (
     PeerDisconnected,
     Propose,
     ReadRequested,
+    SnapshotFetched,
+    SnapshotFetchFailed,
+    SnapshotMade,
     Tick,
     TransferRequested,
 )
@@ -52,6 +61,7 @@ from geraft.core.messages import (
     AppendEntriesReply,
     Heartbeat,
     HeartbeatReply,
+    OfferSnapshot,
     PeerMessage,
     RequestVote,
     RequestVoteReply,
@@ -143,6 +153,8 @@ class Story:
         self.cut: set[tuple[str, str]] = set()
         self.held: set[tuple[str, str]] = set()
         self.stalled_disks: set[str] = set()
+        self.stalled_apps: set[str] = set()
+        self.unapplied: dict[str, list[int]] = {}
         self.heartbeats_shown = False
         self.tokens = 0
         self.lines: list[str] = []
@@ -301,11 +313,43 @@ class Story:
         """transfer ID [TARGET]: hand leadership over."""
         self._step(id, TransferRequested(token=self._token(), target=target))
 
+    def do_snapshot(self, id: str, index: str = "") -> None:
+        """snapshot ID [INDEX]: its app has made a snapshot, by default of all that it has applied."""
+        made = int(index) if index else self._raft(id).last_applied
+        self._step(id, SnapshotMade(index=made, size_bytes=100, checksum=made))
+
+    def do_fetch(self, id: str, outcome: str = "done") -> None:
+        """fetch ID [fails]: the bytes of the snapshot that it fetches are all there, or can't be had."""
+        fetch = self._raft(id).fetching
+        if fetch is None:
+            raise ScenarioError(f"{id} fetches no snapshot")
+        self.do_fetched(id, fetch.leader, f"{fetch.last_entry.term}.{fetch.last_entry.index}", outcome)
+
+    def do_fetched(self, id: str, leader: str, entry: str, outcome: str = "done") -> None:
+        """fetched ID LEADER TERM.INDEX [fails]: the same, of a fetch that may have been given up meanwhile."""
+        term, _, index = entry.partition(".")
+        last_entry = EntryId(int(term), int(index))
+        if outcome == "fails":
+            self._step(id, SnapshotFetchFailed(leader=leader, last_entry=last_entry))
+        else:
+            self._step(id, SnapshotFetched(leader=leader, snapshot=self.servers[leader].catalogue[last_entry]))
+
+    def do_app(self, id: str, verb: str) -> None:
+        """app ID stalls | resumes: it applies nothing, or all that it was handed."""
+        if verb == "stalls":
+            self.stalled_apps.add(id)
+            return
+        self.stalled_apps.discard(id)
+        for index in self.unapplied.pop(id, []):
+            self._step(id, Applied(index=index))
+
     def do_crash(self, *ids: str) -> None:
         """crash ID...: memory is lost, and what the disk has not written."""
         for id in ids:
             self.servers[id].crash()
             self.stalled_disks.discard(id)
+            self.stalled_apps.discard(id)
+            self.unapplied.pop(id, None)
 
     def do_restart(self, *ids: str) -> None:
         """restart ID...: from what the disk holds."""
@@ -388,11 +432,12 @@ class Story:
 
     def _run_disk(self, id: str) -> None:
         server = self.servers[id]
-        while server.persists and id not in self.stalled_disks:
-            sends, persisted = server.write_next()
+        while server.for_disk and id not in self.stalled_disks:
+            sends, events = server.write_next()
             for send in sends:
                 self._send(id, send)
-            self._step(id, persisted)
+            for event in events:
+                self._step(id, event)
 
     def _start(self, id: str) -> None:
         self.history.restarted(id, self.servers[id].ballot)
@@ -455,12 +500,22 @@ class Story:
                 self._send(id, effect)
             case Persist():
                 stalled = id in self.stalled_disks
-                if effect.ballot or effect.batches or stalled:
+                if effect.ballot or effect.batches or effect.reset or stalled:
                     self.lines.append(f"{id} writes {show_persist(effect)}{' (stalled)' if stalled else ''}")
-                self.servers[id].persists.append(effect)
+                self.servers[id].for_disk.append(effect)
                 self._run_disk(id)
-            case Apply():
-                self._step(id, Applied(index=effect.last_index))
+            case RecordSnapshot() | CompactLog():
+                self.lines.append(f"{id} {show_effect(effect)}")
+                self.servers[id].for_disk.append(effect)
+                self._run_disk(id)
+            case Apply() | InstallSnapshot():
+                if isinstance(effect, InstallSnapshot):
+                    self.lines.append(f"{id} {show_effect(effect)}")
+                index = effect.last_index if isinstance(effect, Apply) else effect.snapshot.index
+                if id in self.stalled_apps:
+                    self.unapplied.setdefault(id, []).append(index)
+                else:
+                    self._step(id, Applied(index=index))
             case LoadEntries():
                 self.lines.append(f"{id} loads {effect.first_index}..{effect.last_index} for {effect.peer}")
                 self._step(id, self.servers[id].load(effect))
@@ -507,6 +562,8 @@ def show_message(message: PeerMessage) -> str:
             return f"{head} round={message.round} commit={message.commit_index}"
         case HeartbeatReply():
             return f"{head} round={message.round}"
+        case OfferSnapshot():
+            return f"{head} snapshot={_show(message.last_entry)}"
         case TimeoutNow():
             return head
 
@@ -516,6 +573,8 @@ def show_persist(persist: Persist) -> str:
     if persist.ballot is not None:
         vote = f" for {persist.ballot.voted_for}" if persist.ballot.voted_for else ""
         parts.append(f"ballot={persist.ballot.term}{vote}")
+    if persist.reset is not None:
+        parts.append(f"snapshot={_show(persist.reset.last_entry)} in place of its log")
     if persist.batches:
         parts.append(f"entries={_show_batches(persist.batches)}")
     return " ".join(parts) or "nothing new"
@@ -546,6 +605,18 @@ def show_effect(effect: Effect) -> str:
             return f"transfer #{effect.token} {'done' if effect.reason is None else f'failed: {effect.reason.value}'}"
         case TruncatedTo():
             return f"truncates its log to {_show(effect.last)}"
+        case RecordSnapshot():
+            return f"records snapshot {_show(effect.snapshot.last_entry)}"
+        case CompactLog():
+            return f"cuts its log up to {effect.index}"
+        case FetchSnapshot():
+            return f"fetches snapshot {_show(effect.last_entry)} from {effect.leader}"
+        case CancelFetch():
+            return "gives up fetching a snapshot"
+        case DiscardSnapshot():
+            return f"discards snapshot {effect.index}"
+        case InstallSnapshot():
+            return f"installs snapshot {_show(effect.snapshot.last_entry)}"
         case Alarm():
             return f"ALARM {effect.sentence}"
         case _:
@@ -576,4 +647,5 @@ def _show_batches(batches: Iterable[EntryBatch]) -> str:
 
 def _show_terms(raft: Raft) -> str:
     log = raft.log
-    return ",".join(f"{log.term_at(index)}.{index}" for index in range(log.base.index + 1, log.last_entry.index + 1))
+    entries = [f"{log.term_at(index)}.{index}" for index in range(log.base.index + 1, log.last_entry.index + 1)]
+    return ",".join([f"[{_show(log.base)}]", *entries] if log.base != ZERO else entries)

@@ -17,6 +17,7 @@ from geraft.core.log import Log
 from geraft.core.membership import Configuration, Member
 from geraft.core.messages import AppendEntriesReply, RequestVoteReply
 from geraft.core.raft import Raft, Settings
+from geraft.core.snapshots import Snapshot
 
 E = TypeVar("E")
 
@@ -57,6 +58,7 @@ def make_raft(
     *,
     now: float = 100.0,
     log: Log | None = None,
+    snapshot: Snapshot | None = None,
     **settings: Any,
 ) -> Raft:
     """A follower that has been up long enough to be free of promises, and knows no leader."""
@@ -68,6 +70,7 @@ def make_raft(
         settings=Settings(**settings),
         rng=random.Random(1),
         now_seconds=now - 50,
+        snapshot=snapshot,
     )
     raft.now = now
     raft.detector.restart(now)

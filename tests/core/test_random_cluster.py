@@ -2,7 +2,8 @@
 
 Every choice is drawn from one seed, which is the test's parameter; GERAFT_SEED=1234 tries others than the usual ones.
 Messages are delayed, reordered, doubled and lost, links are cut in one direction or both, servers crash and lose what
-their disk has not written, or stand still while the world goes on; disks are slow, clocks differ in speed.
+their disk has not written, or stand still while the world goes on; disks are slow, clocks differ in speed. Snapshots
+are made as it falls, logs are cut behind them, and who needs what is gone fetches one, from a leader that may go too.
 """
 
 from __future__ import annotations
@@ -19,17 +20,33 @@ import pytest
 from geraft.core.effects import (
     Alarm,
     Apply,
+    CancelFetch,
     Committed,
+    CompactLog,
     Effect,
+    FetchSnapshot,
+    InstallSnapshot,
     LoadEntries,
     Persist,
     ReadConfirmed,
     ReadRefused,
+    RecordSnapshot,
     Role,
     Send,
 )
 from geraft.core.entries import Ballot
-from geraft.core.events import Applied, Event, Propose, ReadRequested, SettingsChanged, Tick, TransferRequested
+from geraft.core.events import (
+    Applied,
+    Event,
+    Propose,
+    ReadRequested,
+    SettingsChanged,
+    SnapshotFetched,
+    SnapshotFetchFailed,
+    SnapshotMade,
+    Tick,
+    TransferRequested,
+)
 from geraft.core.invariants import ClusterHistory, check_logs_match
 from geraft.core.messages import AppendEntriesReply, RequestVote, RequestVoteReply
 from geraft.core.raft import Settings
@@ -63,7 +80,12 @@ class Cluster:
             cache_bytes_max=3000,
             append_bytes_max=400,
             inflight_messages_max=8,
+            trailing_entries=self.rng.choice([0, 10, 40]),
+            compact_bytes_max=self.rng.choice([1, 1000]),
         )
+        self.snapshots = self.rng.choice([0.0, 0.02, 0.2])  # how likely the app makes one after it applied something
+        self.fetches: dict[str, int] = {}
+        self.installed = 0
         self.cut: set[tuple[str, str]] = set()
         self.paused_until: dict[str, float] = {}
         self.loss = 0.0
@@ -117,11 +139,19 @@ class Cluster:
             case Send():
                 self.send(server.id, effect)
             case Persist():
-                server.persists.append(effect)
-                if len(server.persists) == 1:
-                    self.at(self.disk_seconds(), lambda: self.write(server, life))
+                self.to_disk(server, effect)
+            case RecordSnapshot() | CompactLog():
+                self.to_disk(server, effect)
+            case FetchSnapshot():
+                number = self.fetches[server.id] = next(self.numbers)
+                self.at(self.rng.expovariate(1 / 0.2), lambda: self.fetch(server, life, effect, number))
+            case CancelFetch():
+                self.fetches.pop(server.id, None)
+            case InstallSnapshot():
+                self.installed += 1
+                self.at(0.001, lambda: self.tell(server, life, Applied(index=effect.snapshot.index)))
             case Apply():
-                self.at(0.001, lambda: self.tell(server, life, Applied(index=effect.last_index)))
+                self.at(0.001, lambda: self.apply(server, life, effect))
             case LoadEntries():
                 self.at(0.001, lambda: self.load(server, life, effect))
             case Committed():
@@ -147,12 +177,43 @@ class Cluster:
         """The disk works on while the process stands still, but not when the power is off."""
         if server.raft is None or server.starts != life:
             return
-        sends, persisted = server.write_next()
+        sends, events = server.write_next()
         for send in sends:
             self.send(server.id, send)
-        if server.persists:
+        if server.for_disk:
             self.at(self.disk_seconds(), lambda: self.write(server, life))
-        self.tell(server, life, persisted)
+        for event in events:
+            self.tell(server, life, event)
+
+    def to_disk(self, server: VirtualServer, effect: Persist | RecordSnapshot | CompactLog) -> None:
+        life = server.starts
+        server.for_disk.append(effect)
+        if len(server.for_disk) == 1:
+            self.at(self.disk_seconds(), lambda: self.write(server, life))
+
+    def apply(self, server: VirtualServer, life: int, effect: Apply) -> None:
+        """The app is as slow as it likes: what it was handed is never cut off before it comes to it."""
+        if server.raft is None or server.starts != life:
+            return
+        if not effect.batches or effect.batches[0].first_index > effect.first_index:
+            assert server.storage.read(effect.first_index, effect.first_index, 1), effect
+        self.tell(server, life, Applied(index=effect.last_index))
+        if server.raft is not None and self.rng.random() < self.snapshots:
+            index = server.raft.last_applied - self.rng.choice([0, 0, 3])
+            made = SnapshotMade(index=max(index, 1), size_bytes=index, checksum=index)
+            self.at(self.rng.expovariate(1 / 0.05), lambda: self.tell(server, life, made))
+
+    def fetch(self, server: VirtualServer, life: int, effect: FetchSnapshot, number: int) -> None:
+        """The bytes are there, or the leader is gone or has dropped them."""
+        if self.fetches.get(server.id) != number or server.raft is None or server.starts != life:
+            return
+        leader = self.servers[effect.leader]
+        snapshot = leader.catalogue.get(effect.last_entry)
+        cut = (leader.id, server.id) in self.cut or (server.id, leader.id) in self.cut
+        if leader.raft is None or cut or snapshot is None or self.rng.random() < 0.1:
+            self.tell(server, life, SnapshotFetchFailed(leader=effect.leader, last_entry=effect.last_entry))
+        else:
+            self.tell(server, life, SnapshotFetched(leader=effect.leader, snapshot=snapshot))
 
     def load(self, server: VirtualServer, life: int, effect: LoadEntries) -> None:
         if server.raft is not None and server.starts == life:
@@ -178,7 +239,8 @@ class Cluster:
                 assert server.ballot >= Ballot(message.term), message
                 assert server.ballot.term > message.term or server.ballot.voted_for == send.to, message
             case AppendEntriesReply(rejected=None) if message.match_index > 0 and server.ballot.term == message.term:
-                assert server.storage.read(message.match_index, message.match_index, 1), message
+                held = message.match_index <= server.base_index
+                assert held or server.storage.read(message.match_index, message.match_index, 1), message
             case _:
                 pass
         if server.ballot.term > 0:

@@ -4,7 +4,7 @@
 2  every message has a term                     9  pre-vote, check-quorum, silence while a leader lives
 3  append: check, truncate, never the committed 10 waiting calls always end
 4  commit by counting                           11 nothing from outside reaches an assert
-5  durable before told
+5  durable before told                          8  snapshots
 """
 
 from __future__ import annotations
@@ -33,31 +33,55 @@ from core_servers import (
 
 from geraft.core.effects import (
     Alarm,
+    CancelFetch,
     Committed,
+    CompactLog,
+    ConfigurationChanged,
+    DiscardSnapshot,
+    FetchSnapshot,
+    InstallSnapshot,
     Persist,
     ProposalAccepted,
     ReadConfirmed,
     ReadRefused,
     Reason,
+    RecordSnapshot,
     Role,
     Send,
     TransferEnded,
     WaitersOutcomeUnknown,
 )
 from geraft.core.entries import INDEX_MAX, Ballot, EntryId
-from geraft.core.events import Event, Persisted, Propose, ReadRequested, SettingsChanged, Tick, TransferRequested
+from geraft.core.events import (
+    Applied,
+    Event,
+    LogCompacted,
+    PeerConnected,
+    Persisted,
+    Propose,
+    ReadRequested,
+    SettingsChanged,
+    SnapshotFetched,
+    SnapshotMade,
+    SnapshotRecorded,
+    Tick,
+    TransferRequested,
+)
+from geraft.core.log import Log
 from geraft.core.messages import (
     AppendEntries,
     AppendEntriesReply,
     Heartbeat,
     HeartbeatReply,
     Message,
+    OfferSnapshot,
     PeerMessage,
     RequestVote,
     RequestVoteReply,
     TimeoutNow,
 )
 from geraft.core.raft import HANDLERS, IGNORED, Raft, Settings
+from geraft.core.snapshots import Snapshot
 
 
 def following(*terms: int) -> Raft:
@@ -105,7 +129,7 @@ def replies_at_once_or_later(effects: list[object]) -> tuple[list[object], list[
 
 def test_rule_01_every_event_has_one_place_in_every_role() -> None:
     kinds = [*PeerMessage.__args__, *(kind for kind in Event.__args__ if kind not in PeerMessage.__args__)]
-    assert len(kinds) == 17
+    assert len(kinds) == 23
     for role in Role:
         for kind in kinds:
             assert ((role, kind) in HANDLERS) != ((role, kind) in IGNORED), (role, kind)
@@ -454,6 +478,189 @@ def test_rule_06_step_down_refuses_reads_that_wait() -> None:
     tell(raft, ReadRequested(token=1))
     effects = tell(raft, from_peer(HeartbeatReply, term=4, round=0))
     assert ReadRefused(tokens=(1,), reason=Reason.STEPPED_DOWN) in effects
+
+
+# 8: snapshots ---------------------------------------------------------------------------------------------------------
+
+
+def record(term: int, index: int, voters: str = "123") -> Snapshot:
+    return Snapshot(
+        last_entry=EntryId(term, index),
+        configuration=configuration(voters),
+        configuration_index=1,
+        size_bytes=10,
+        checksum=7,
+    )
+
+
+def cut_leader(base: int = 5, *, matched: str = "23", **settings: int) -> Raft:
+    """Leads term 3 over entries 1 to 9, of term 2 but for its no-op, all applied; cut up to base behind snapshot 8."""
+    raft = make_leader([2] * 7, matched=matched, trailing_entries=8 - base, **settings)
+    tell(raft, Applied(index=raft.commit_index))
+    tell(raft, SnapshotRecorded(snapshot=record(2, 8)))
+    (cut,) = only(pass_time(raft, 0.05), CompactLog)
+    assert cut.index == base
+    tell(raft, LogCompacted(base=EntryId(2, base)))
+    return raft
+
+
+def offer(term: int, index: int, *, leader_term: int = 3, sender: str = "2") -> OfferSnapshot:
+    return from_peer(OfferSnapshot, sender, term=leader_term, last_entry=EntryId(term, index))
+
+
+def test_rule_08_a_log_is_cut_behind_a_durable_snapshot_only() -> None:
+    raft = make_leader([2] * 7, trailing_entries=0)
+    tell(raft, Applied(index=raft.commit_index))
+    (effect,) = only(tell(raft, SnapshotMade(index=8, size_bytes=10, checksum=7)), RecordSnapshot)
+    assert effect.snapshot == record(2, 8)
+    assert not only(pass_time(raft, 0.2), CompactLog), "the catalogue does not have it yet"
+    tell(raft, SnapshotRecorded(snapshot=effect.snapshot))
+    (cut,) = only(pass_time(raft, 0.2), CompactLog)
+    assert cut.index == 8
+
+
+def test_rule_08_trailing_entries_and_what_is_not_applied_stay() -> None:
+    raft = make_leader([2] * 7, trailing_entries=3)
+    tell(raft, SnapshotRecorded(snapshot=record(2, 8)))
+    assert not only(pass_time(raft, 0.2), CompactLog), "nothing is applied"
+    tell(raft, Applied(index=4))
+    (cut,) = only(pass_time(raft, 0.2), CompactLog)
+    assert cut.index == 4
+    tell(raft, LogCompacted(base=EntryId(2, 4)))
+    tell(raft, Applied(index=9))
+    (cut,) = only(pass_time(raft, 0.2), CompactLog)
+    assert cut.index == 5
+    assert raft.log.configuration == configuration(), "its entry is gone, it is not"
+
+
+def test_rule_08_what_a_follower_needs_that_fetches_a_snapshot_stays() -> None:
+    raft = cut_leader(matched="2", heartbeat_interval_seconds=10)
+    rejected = EntryId(2, 5)
+    tell(raft, from_peer(AppendEntriesReply, "3", term=3, match_index=0, rejected=EntryId(2, 8), hint=EntryId(1, 1)))
+    (message,) = sent(
+        tell(raft, from_peer(AppendEntriesReply, "3", term=3, match_index=0, rejected=rejected, hint=EntryId(1, 1))),
+        OfferSnapshot,
+        "3",
+    )
+    assert message.last_entry == EntryId(2, 8)
+    retune(raft, trailing_entries=0)
+    tell(raft, Propose(token=1, commands=(b"x",) * 10))
+    acknowledge(raft, 19, "2")
+    write(raft, [Persist(sequence=raft.next_persist - 1, batches=(batch(3, 10, *(b"x",) * 10),))])
+    tell(raft, Applied(index=19))
+    tell(raft, SnapshotRecorded(snapshot=record(3, 19)))
+    (cut,) = only(pass_time(raft, 0.1), CompactLog)
+    assert cut.index == 8, "what follows the snapshot that it fetches is needed next"
+    tell(raft, LogCompacted(base=EntryId(2, 8)))
+    acknowledge(raft, 12, "3")
+    (cut,) = only(pass_time(raft, 0.1), CompactLog)
+    assert cut.index == 12, "and what it lacks behind our newest one, or it would need that as well"
+    tell(raft, LogCompacted(base=EntryId(3, 12)))
+    acknowledge(raft, 19, "3")
+    (cut,) = only(pass_time(raft, 0.1), CompactLog)
+    assert cut.index == 19
+
+
+def test_rule_08_a_follower_keeps_the_snapshot_that_it_was_offered() -> None:
+    raft = cut_leader(matched="2")
+    tell(raft, from_peer(AppendEntriesReply, "3", term=3, match_index=0, rejected=EntryId(2, 8), hint=EntryId(1, 1)))
+    tell(raft, from_peer(AppendEntriesReply, "3", term=3, match_index=0, rejected=EntryId(2, 5), hint=EntryId(1, 1)))
+    tell(raft, SnapshotRecorded(snapshot=record(3, 9)))
+    (again,) = sent(tell(raft, PeerConnected(peer="3")), OfferSnapshot, "3")
+    assert again.last_entry == EntryId(2, 8), "another one would make it begin anew"
+    refused = from_peer(AppendEntriesReply, "3", term=3, match_index=0, rejected=EntryId(2, 8), hint=EntryId(1, 1))
+    assert not sent(tell(raft, refused), OfferSnapshot), "it may refuse at once, and again"
+    (newer, *_) = sent(pass_time(raft, 0.3), OfferSnapshot, "3")
+    assert newer.last_entry == EntryId(3, 9)
+
+
+def test_rule_08_a_snapshot_of_what_is_committed_is_ignored_and_acknowledged() -> None:
+    log = Log(base=EntryId(2, 5), last_entry=EntryId(2, 9), terms=[(6, 2)], configurations=[(1, configuration())])
+    raft = make_raft(ballot=Ballot(3), log=log, snapshot=record(2, 8))
+    for index in (3, 8):
+        effects = tell(raft, offer(2, index))
+        assert not only(effects, FetchSnapshot)
+        assert sent(effects, AppendEntriesReply) == [ours(AppendEntriesReply, term=3, match_index=index)]
+    assert raft.commit_index == 8
+
+
+def test_rule_08_a_log_that_comes_further_ends_the_fetch() -> None:
+    raft = following(2, 2, 2)
+    assert only(tell(raft, offer(3, 9)), FetchSnapshot)
+    entries = batch(3, 5, *(b"x",) * 5)
+    append = from_peer(AppendEntries, term=3, prev=EntryId(2, 4), batches=(entries,), commit_index=9)
+    effects = tell(raft, append)
+    assert only(effects, CancelFetch)
+    write(raft, effects)
+    late = tell(raft, SnapshotFetched(leader="2", snapshot=record(3, 9)))
+    assert late == [DiscardSnapshot(index=9)]
+
+
+def test_rule_08_a_log_that_conflicts_gives_way_to_the_snapshot() -> None:
+    raft = following(2, 2, 2, 2, 2)  # entry 4 of the leader is of term 3
+    assert only(tell(raft, offer(3, 4)), FetchSnapshot) == [FetchSnapshot(leader="2", last_entry=EntryId(3, 4))]
+    snapshot = record(3, 4, voters="124")
+    effects = tell(raft, SnapshotFetched(leader="2", snapshot=snapshot))
+    (persist,) = only(effects, Persist)
+    assert persist.reset == snapshot
+    assert only(effects, InstallSnapshot) == [InstallSnapshot(snapshot=snapshot)]
+    assert raft.log.last_entry == raft.log.base == EntryId(3, 4)
+    assert raft.commit_index == 4
+    assert not sent(effects, AppendEntriesReply), "it is acknowledged once it is durable"
+    assert [send.message for send in persist.then] == [ours(AppendEntriesReply, term=3, match_index=4)]
+
+
+def test_rule_08_the_configuration_of_an_installed_snapshot_comes_into_force() -> None:
+    raft = following(2)
+    tell(raft, offer(3, 40))
+    effects = tell(raft, SnapshotFetched(leader="2", snapshot=record(3, 40, voters="124")))
+    (changed,) = only(effects, ConfigurationChanged)
+    assert changed.configuration == raft.configuration == configuration("124")
+
+
+def test_rule_08_a_log_that_agrees_by_now_is_kept() -> None:
+    raft = following(2, 2, 2)
+    tell(raft, offer(3, 9))
+    entries = batch(3, 5, *(b"x",) * 7)
+    append = from_peer(AppendEntries, term=3, prev=EntryId(2, 4), batches=(entries,), commit_index=0)
+    write(raft, tell(raft, append))
+    effects = tell(raft, SnapshotFetched(leader="2", snapshot=record(3, 9)))
+    assert only(effects, RecordSnapshot) == [RecordSnapshot(snapshot=record(3, 9))]
+    assert not only(effects, InstallSnapshot)
+    assert (raft.commit_index, raft.log.last_entry) == (9, EntryId(3, 11))
+
+
+def test_rule_08_a_snapshot_is_installed_after_what_the_app_was_handed_before() -> None:
+    raft = following(2, 2, 2)
+    write(raft, tell(raft, from_peer(AppendEntries, term=3, prev=EntryId(2, 4), batches=(), commit_index=3)))
+    assert raft.handed_to_app == 3
+    tell(raft, offer(3, 40))
+    effects = tell(raft, SnapshotFetched(leader="2", snapshot=record(3, 40)))
+    assert not only(effects, InstallSnapshot)
+    effects = tell(raft, Applied(index=3))
+    assert only(effects, InstallSnapshot) == [InstallSnapshot(snapshot=record(3, 40))]
+    assert raft.last_applied == 3
+    tell(raft, Applied(index=40))
+    assert raft.last_applied == 40
+
+
+def test_rule_08_a_snapshot_comes_from_the_leader_we_know_only() -> None:
+    raft = following(2)
+    tell(raft, offer(2, 40))
+    effects = tell(raft, from_peer(Heartbeat, "3", term=4, commit_index=0, round=1))
+    assert only(effects, CancelFetch)
+    assert tell(raft, SnapshotFetched(leader="2", snapshot=record(2, 40))) == [DiscardSnapshot(index=40)]
+    (fetch,) = only(tell(raft, offer(4, 50, leader_term=4, sender="3")), FetchSnapshot)
+    assert fetch.leader == "3"
+
+
+def test_rule_08_appends_and_heartbeats_are_answered_during_a_fetch() -> None:
+    raft = following(2, 2)
+    tell(raft, offer(3, 40))
+    effects = tell(raft, from_peer(AppendEntries, term=3, prev=EntryId(2, 3), batches=(), commit_index=3))
+    assert sent(effects, AppendEntriesReply) == [ours(AppendEntriesReply, term=3, match_index=3)]
+    assert sent(tell(raft, from_peer(Heartbeat, term=3, commit_index=3, round=2)), HeartbeatReply)
+    assert not only(tell(raft, offer(3, 40)), FetchSnapshot), "and it goes on where it is when it is offered again"
 
 
 # 9: elections disturb nobody ------------------------------------------------------------------------------------------
