@@ -18,7 +18,7 @@ class MakeSnapshot(Enum):
 
 
 class RaftApp(ABC):
-    """The state machine that every node runs over the same log. Seven plain blocking methods.
+    """The state machine that every node runs over the same log. Seven plain blocking methods, and an optional one.
 
     process_write, install_snapshot and save_snapshot are called by one thread of the node, one at a time;
     process_read by a few others, at any time beside it; fold_snapshot, open_snapshot and delete_snapshot by others
@@ -60,3 +60,10 @@ class RaftApp(ABC):
     @abstractmethod
     def delete_snapshot(self, snapshot_index: int) -> None:
         """Drop the stored snapshot; none there is no error."""
+
+    def list_snapshots(self) -> Sequence[int]:
+        """The indexes of all stored snapshots: at its start a node deletes those that it never came to record.
+
+        This one names none, so that what a crash left behind stays.
+        """
+        return ()

@@ -62,6 +62,8 @@ class Config:
     """The longest such pause."""
     apply_stuck_seconds: float = _tunable(30.0, may_be_zero=True)
     """A leader whose app has not got on with an entry for so long hands over to a voter whose app has; 0 for never."""
+    compaction_interval_seconds: float = _tunable(0.0, may_be_zero=True)
+    """How often the app's fold_snapshot is called, beside what it asks for itself; 0 for never."""
     trailing_entries: int = _tunable(10_000, may_be_zero=True)
     """Entries kept in the log behind the newest snapshot, for followers that are a little slow."""
     compact_bytes_max: int = _tunable(1 * MIB)

@@ -58,6 +58,10 @@ class TransferFailed(NothingHappened):
     """Leadership stayed where it was."""
 
 
+class SnapshotFailed(NothingHappened):
+    """No snapshot was made; the log stays as it is."""
+
+
 class Unreachable(NothingHappened):
     """No server answered under the addresses given."""
 

@@ -20,6 +20,7 @@ from geraft.errors import (
     NothingHappened,
     OutcomeUnknown,
     ReadTimeout,
+    SnapshotFailed,
     TransferFailed,
 )
 from geraft.runtime.hub import Call, CallKind, Consistency, SessionWrite, monotonic
@@ -252,6 +253,20 @@ class RaftNode:
             lambda: ReadTimeout(f"the read was not answered within {timeout_seconds} s ({self._explanation()})"),
         )
         return answer
+
+    # Snapshots
+
+    def take_snapshot(self, timeout_seconds: float = 60.0) -> int:
+        """Have this node make a snapshot now, by the app's fold_snapshot, beside the normal work; gives its index.
+
+        Blocks until it is recorded durably. With nothing applied since the newest one, gives the index of that; 0 if
+        nothing was ever applied. Raises SnapshotFailed if the app could not make one, or not in time.
+        """
+        _check_timeout(timeout_seconds)
+        index: int = self._supervisor.take_snapshot().result(
+            timeout_seconds, lambda: SnapshotFailed(f"no snapshot was made within {timeout_seconds} s; it may still be")
+        )
+        return index
 
     # The cluster
 

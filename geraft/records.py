@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
 
-from geraft.core.entries import HOLDING_COMMANDS, INDEX_MAX, EntryBatch, EntryKind
+from geraft.core.entries import HOLDING_COMMANDS, INDEX_MAX, EntryBatch, EntryId, EntryKind
 from geraft.core.membership import Configuration, Member
+from geraft.core.snapshots import Snapshot
 from geraft.pb import geraft_pb2 as pb
 
 LARGE_BYTES = 128 * 1024
@@ -166,6 +167,34 @@ def decode_configuration(record: pb.Configuration) -> Configuration:
     if not configuration.voters:
         raise BadRecord("a configuration without voters")
     return configuration
+
+
+def encode_snapshot(snapshot: Snapshot) -> pb.Snapshot:
+    return pb.Snapshot(
+        last_entry=pb.EntryId(term=snapshot.last_entry.term, index=snapshot.last_entry.index),
+        configuration=encode_configuration(snapshot.configuration),
+        configuration_index=snapshot.configuration_index,
+        size_bytes=snapshot.size_bytes,
+        checksum=snapshot.checksum,
+        sessions=snapshot.sessions,
+    )
+
+
+def decode_snapshot(record: pb.Snapshot) -> Snapshot:
+    """Raises BadRecord for what encode_snapshot could not have made."""
+    term, index = record.last_entry.term, record.last_entry.index
+    if not (1 <= term <= INDEX_MAX and 1 <= index <= INDEX_MAX and record.size_bytes <= INDEX_MAX):
+        raise BadRecord(f"a snapshot of term {term}, index {index} and {record.size_bytes} bytes")
+    if not 1 <= record.configuration_index <= index:
+        raise BadRecord(f"the snapshot of {index} names a configuration of {record.configuration_index}")
+    return Snapshot(
+        last_entry=EntryId(term, index),
+        configuration=decode_configuration(record.configuration),
+        configuration_index=record.configuration_index,
+        size_bytes=record.size_bytes,
+        checksum=record.checksum,
+        sessions=record.sessions,
+    )
 
 
 def _encode_member(member: Member) -> pb.Member:

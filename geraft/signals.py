@@ -23,6 +23,8 @@ __all__ = [
     "node_started",
     "node_stopping",
     "role_changed",
+    "snapshot_created",
+    "snapshot_installed",
 ]
 
 _namespace = Namespace()
@@ -49,4 +51,12 @@ committed = _signal(
 apply_failed = _signal(
     "apply_failed",
     "process_write raised and will be tried again. index: int; attempt: int, from 1; error: Exception.",
+)
+snapshot_created = _signal(
+    "snapshot_created",
+    "A snapshot was recorded durably: made here, or fetched from the leader. index, size_bytes: int.",
+)
+snapshot_installed = _signal(
+    "snapshot_installed",
+    "The app has become the state of a snapshot of the leader's. index, size_bytes: int.",
 )

@@ -234,6 +234,9 @@ class _AdaptedApp(RaftApp):
     def delete_snapshot(self, snapshot_index: int) -> None:
         self.repository.delete(snapshot_index)
 
+    def list_snapshots(self) -> Sequence[int]:
+        return self.repository.indexes()
+
 
 def _chunks_of(snapshot: bytes) -> Iterator[bytes]:
     return (snapshot[start : start + CHUNK_BYTES] for start in range(0, len(snapshot), CHUNK_BYTES))

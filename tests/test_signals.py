@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from geraft import MemoryRepository, MemoryStorage, RaftNode, signals, to_raft_app
+from geraft import MakeSnapshot, MemoryRepository, MemoryStorage, RaftNode, signals, to_raft_app
 from geraft.cli.cluster import free_addresses
 from geraft.kv import KeyValueApp, commands
 
@@ -19,13 +19,13 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 class FailsOnce(KeyValueApp):
-    """Raises at its first write."""
+    """Raises at the first write of any of them."""
 
     failed = False
 
-    def process_write(self, request: bytes, entry_index: int) -> bytes:
-        if not self.failed:
-            self.failed = True
+    def process_write(self, request: bytes, entry_index: int) -> bytes | tuple[bytes, MakeSnapshot]:
+        if not FailsOnce.failed:
+            FailsOnce.failed = True
             raise OSError("the disk is full")
         return super().process_write(request, entry_index)
 
@@ -63,11 +63,15 @@ def test_a_node_tells_what_the_documentation_promises(heard: list[tuple[str, obj
     with node:
         node.apply(commands.put("a", b"1"), timeout_seconds=30.0)
         last_index = node.status().commit_index
+        assert node.take_snapshot(timeout_seconds=30.0) == last_index
     deadline = time.monotonic() + 30.0
     while heard[-1][0] != "node_stopping" and time.monotonic() < deadline:
         time.sleep(0.01)  # signals come after the fact
 
-    assert {name: set(arguments) for name, _, arguments in heard} == promised_arguments()
+    promised = promised_arguments()
+    # It takes another node: tests/runtime/test_node_snapshots.py.
+    assert promised.pop("snapshot_installed") == promised["snapshot_created"]
+    assert {name: set(arguments) for name, _, arguments in heard} == promised
     assert {sender for _, sender, _ in heard} == {node}
     names = [name for name, _, _ in heard]
     assert names[0] == "node_started"

@@ -8,6 +8,7 @@ monitor     the same, live                              log     what a stopped n
 replay      a fresh app, taken to any entry of it
 demo        a leader dies and nothing is lost        check-app  is an app deterministic?
 simulate    clusters on virtual time, under faults      chaos   real processes, under faults
+snapshot    make one now
 cluster     nodes in processes of their own, for demo and bench
 """
 
@@ -42,6 +43,7 @@ def _add_verbs() -> None:
     from geraft.cli.replay import replay
     from geraft.cli.serve import serve
     from geraft.cli.simulate import simulate
+    from geraft.cli.snapshot import snapshot
     from geraft.cli.status import status
 
     for verb in (
@@ -58,6 +60,7 @@ def _add_verbs() -> None:
         simulate,
         chaos,
         check_app,
+        snapshot,
     ):
         main.add_command(verb)
 

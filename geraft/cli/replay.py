@@ -81,7 +81,10 @@ def replay(
             raise Failed(f"entries up to {state.base.index} are gone, and no snapshot of entry {to} or before is left")
         app: RaftApp
         if isinstance(made, SimpleRaftApp):
-            app = to_raft_app(made, FileRepository(kept) if start else MemoryRepository())
+            repository = MemoryRepository()  # copies that the app asks for on the way do not touch the node's own
+            if start:
+                repository.save(start, FileRepository(kept).open(start))
+            app = to_raft_app(made, repository)
         else:
             app = made
         app.install_snapshot(start or None)
@@ -107,7 +110,7 @@ def _request(text: str | None, encoded: str | None) -> bytes | None:
 
 def _apply(app: RaftApp, storage: RaftStorage, first_index: int, last_index: int) -> int:
     """As a node does it, but an exception of process_write is the end."""
-    from geraft.runtime.applier import Applier, ApplyWork
+    from geraft.runtime.applier import Applier, ApplyWork, NoSnapshots
 
     if first_index > last_index:
         return 0
@@ -122,6 +125,7 @@ def _apply(app: RaftApp, storage: RaftStorage, first_index: int, last_index: int
         retry_max_seconds=1.0,
         applied=lambda index: None,
         apply_failed=failed,
+        snapshots=NoSnapshots(),
         on_crash=lambda error: None,
     )
     applier.work(ApplyWork(first_index, last_index, (), []))

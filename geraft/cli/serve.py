@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -73,6 +74,30 @@ STORAGES = [*LOG_NAMES, "memory"]
     help="Class or function that makes the state machine, a SimpleRaftApp or RaftApp.  [default: the key-value store]",
 )
 @click.option(
+    "--snapshot-every",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="WRITES",
+    help="The key-value store copies its state after so many writes; 0 for never.",
+)
+@click.option(
+    "--compaction-interval",
+    "compaction_interval_seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Fold a snapshot from the last one and the log so often; 0 for never.",
+)
+@click.option(
+    "--trailing-entries",
+    type=click.IntRange(min=0),
+    default=10_000,
+    show_default=True,
+    help="Entries to keep in the log behind the newest snapshot.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="warning",
@@ -98,6 +123,9 @@ def serve(
     storage: str,
     sync: str,
     factory: Callable[[], Any] | None,
+    snapshot_every: int,
+    compaction_interval_seconds: float,
+    trailing_entries: int,
     log_level: str,
     callers: Path | None,
     until_stdin_closes: bool,
@@ -120,6 +148,8 @@ def serve(
     """
     if storage != "memory" and data_dir is None:
         raise click.UsageError(f"--storage {storage} needs --data-dir")
+    if snapshot_every and factory is not None:
+        raise click.UsageError("--snapshot-every is for the key-value store: an app of yours asks by MakeSnapshot.COPY")
     own_address = advertise or listen
     if bootstrap is not None and own_address:
         bootstrap.setdefault(node_id, own_address)
@@ -137,10 +167,14 @@ def serve(
         # A native thread also where gevent has patched threading: there it would hold up everything else.
         monkey.get_original("_thread", "start_new_thread")(_wait_until_stdin_closes, ())
 
+    from geraft.config import Config
+    from geraft.kv import KeyValueApp
     from geraft.node import RaftNode
     from geraft.plugins import load_plugins
 
     load_plugins()
+    if factory is None:
+        factory = partial(KeyValueApp, snapshot_every=snapshot_every)
     app, store = make_app_and_storage(storage, data_dir, sync, factory)
     node = RaftNode(
         app,
@@ -150,6 +184,7 @@ def serve(
         bootstrap=bootstrap,
         cluster_name=cluster_name,
         dial=dial,
+        config=Config(compaction_interval_seconds=compaction_interval_seconds, trailing_entries=trailing_entries),
     )
     node.start()
     try:

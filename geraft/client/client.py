@@ -228,6 +228,18 @@ class Client:
             raise
         return _node_status(record)
 
+    def take_snapshot(self, address: str, timeout_seconds: float = 60.0) -> int:
+        """Have the server at the address make a snapshot now; blocks until it is recorded, and gives its index.
+
+        Raises SnapshotFailed, Unreachable.
+        """
+        addresses.split(address)
+        request = pb.TakeSnapshotReq(timeout_ms=max(int(timeout_seconds * 1000), 1))
+        deadline = self._deadline(timeout_seconds)
+        answer = self._gateway.ask(address, "TakeSnapshot", request, pb.TakeSnapshotRep, deadline)
+        index: int = answer.index
+        return index
+
     def cluster_info(self, timeout_seconds: float | None = None) -> ClusterInfo:
         """Who leads and who is a member: as told by the leader, or without one by the server with the latest term."""
         deadline = self._deadline(timeout_seconds)
@@ -336,6 +348,11 @@ def _node_status(record: pb.StatusRep) -> NodeStatus:
         writes_waiting=record.writes_waiting,
         reads_waiting=record.reads_waiting,
         calls_parked=record.calls_parked,
+        snapshot_size_bytes=record.snapshot_size_bytes,
+        log_base_index=record.log_base_index,
+        fetching_from=record.fetching_from,
+        fetched_bytes=record.fetched_bytes,
+        fetch_size_bytes=record.fetch_size_bytes,
         peers=tuple(
             PeerStatus(
                 id=peer.id,

@@ -44,7 +44,7 @@ def record_made(raft: Raft, made: SnapshotMade) -> None:
     term = raft.log.term_at(made.index)
     outdated = raft.snapshot is not None and made.index < raft.snapshot.index
     if term is None or made.index > raft.handed_to_app or outdated:
-        raft.emit(DiscardSnapshot(index=made.index))
+        raft.emit(DiscardSnapshot(index=made.index, fetched=False))
         return
     configuration_index, configuration = raft.log.configuration_at(made.index)
     snapshot = Snapshot(
@@ -186,7 +186,7 @@ def fetch_failed(raft: Raft, failed: SnapshotFetchFailed) -> None:
 def take_fetched(raft: Raft, fetched: SnapshotFetched) -> None:
     """All its bytes are here, verified and durable."""
     if raft.fetching != Fetch(fetched.leader, fetched.snapshot.last_entry):
-        raft.emit(DiscardSnapshot(index=fetched.snapshot.index))
+        raft.emit(DiscardSnapshot(index=fetched.snapshot.index, fetched=True))
         return
     raft.fetching = None
     raft.arrived = fetched.snapshot
@@ -204,7 +204,7 @@ def install_arrived(raft: Raft) -> None:
         return
     raft.arrived = None
     if snapshot.index <= raft.commit_index or raft.role is Role.LEADER:  # a leader never drops an entry of its log
-        raft.emit(DiscardSnapshot(index=snapshot.index))
+        raft.emit(DiscardSnapshot(index=snapshot.index, fetched=True))
     elif agrees(raft, snapshot.last_entry):
         raft.emit(RecordSnapshot(snapshot=snapshot))
         raft.commit_to(snapshot.index)

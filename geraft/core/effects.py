@@ -84,9 +84,13 @@ class CancelFetch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiscardSnapshot:
-    """The bytes of this snapshot are of no use: delete them, unless the catalogue has a snapshot of that index."""
+    """The bytes of this snapshot are of no use: delete them, unless the catalogue has a snapshot of that index.
+
+    fetched: whether it came from a leader; then the app may have made one of the same index meanwhile, which stays.
+    """
 
     index: int
+    fetched: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

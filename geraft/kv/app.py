@@ -7,6 +7,7 @@ from bisect import bisect_left
 from gevent import monkey
 from google.protobuf.message import DecodeError
 
+from geraft.app import MakeSnapshot
 from geraft.pb import kv_pb2 as pb
 from geraft.simple import SimpleRaftApp
 
@@ -22,10 +23,12 @@ class KeyValueApp(SimpleRaftApp):
     """Keys are text, values bytes; geraft.kv.commands makes the commands and queries.
 
     What is no command is answered with `refused`, never raised about: it would be no command on a second try either.
-    A query that is none raises ValueError.
+    A query that is none raises ValueError. snapshot_every: after so many writes it asks for a copy, 0 for never.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, snapshot_every: int = 0) -> None:
+        self._snapshot_every = snapshot_every
+        self._writes = 0  # since the last copy
         self._values: dict[str, bytes] = {}
         self._lock = _native_lock()
         """Held by each write, and by a list while it copies, so that a list shows one moment."""
@@ -34,7 +37,17 @@ class KeyValueApp(SimpleRaftApp):
         self._sorted: tuple[int, list[str]] = (0, [])
         """The keys in order, and the version they are of; made by the first list that needs them, not by writes."""
 
-    def process_write(self, request: bytes, entry_index: int) -> bytes:
+    def process_write(self, request: bytes, entry_index: int) -> bytes | tuple[bytes, MakeSnapshot]:
+        if not self._snapshot_every:
+            return self._write(request)
+        reply = self._write(request)
+        self._writes += 1
+        if self._writes < self._snapshot_every:
+            return reply
+        self._writes = 0
+        return reply, MakeSnapshot.COPY
+
+    def _write(self, request: bytes) -> bytes:
         try:
             command = _parse(request)
         except DecodeError as error:

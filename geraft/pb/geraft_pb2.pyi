@@ -501,6 +501,7 @@ class AppendEntryReq(_message.Message):
     PREV_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
     COMMIT_INDEX_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     commit_index: _builtins.int
     """The leader's commit index."""
     @_builtins.property
@@ -513,6 +514,12 @@ class AppendEntryReq(_message.Message):
     def batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Each a serialized EntryBatch, in order and without gaps; none in a probe."""
 
+    @_builtins.property
+    def snapshot(self) -> Global___EntryId:
+        """In place of all else: the last entry of a snapshot, as the entries that the receiver needs next are gone. It pulls
+        the snapshot with GetSnapshot, and answers once it is installed, or with `rejected` if it can't be had.
+        """
+
     def __init__(
         self,
         *,
@@ -520,10 +527,11 @@ class AppendEntryReq(_message.Message):
         prev: Global___EntryId | None = ...,
         batches: _abc.Iterable[_builtins.bytes] | None = ...,
         commit_index: _builtins.int = ...,
+        snapshot: Global___EntryId | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "prev", b"prev"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "prev", b"prev", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "commit_index", b"commit_index", "header", b"header", "prev", b"prev"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "commit_index", b"commit_index", "header", b"header", "prev", b"prev", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -624,6 +632,146 @@ class HeartbeatRep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRep: _TypeAlias = HeartbeatRep  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    """The app's state after one entry: the record, not the bytes, which the app keeps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_ENTRY_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_INDEX_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    configuration_index: _builtins.int
+    size_bytes: _builtins.int
+    """Of the app's bytes; the checksum is CRC-32."""
+    checksum: _builtins.int
+    sessions: _builtins.bytes
+    """The encoded table of client sessions at last_entry."""
+    @_builtins.property
+    def last_entry(self) -> Global___EntryId: ...
+    @_builtins.property
+    def configuration(self) -> Global___Configuration:
+        """In force at last_entry, and the index of its entry."""
+
+    def __init__(
+        self,
+        *,
+        last_entry: Global___EntryId | None = ...,
+        configuration: Global___Configuration | None = ...,
+        configuration_index: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        checksum: _builtins.int = ...,
+        sessions: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "last_entry", b"last_entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "configuration", b"configuration", "configuration_index", b"configuration_index", "last_entry", b"last_entry", "sessions", b"sessions", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class GetSnapshotReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    LAST_ENTRY_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """How many bytes of it the caller has already, from a stream that broke."""
+    @_builtins.property
+    def header(self) -> Global___Header: ...
+    @_builtins.property
+    def last_entry(self) -> Global___EntryId: ...
+    def __init__(
+        self,
+        *,
+        header: Global___Header | None = ...,
+        last_entry: Global___EntryId | None = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "last_entry", b"last_entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "last_entry", b"last_entry", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSnapshotReq: _TypeAlias = GetSnapshotReq  # noqa: Y015
+
+@_typing.final
+class GetSnapshotRep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """In all others: the next bytes."""
+    @_builtins.property
+    def header(self) -> Global___Header:
+        """In the first message only, with the record."""
+
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot: ...
+    def __init__(
+        self,
+        *,
+        header: Global___Header | None = ...,
+        snapshot: Global___Snapshot | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSnapshotRep: _TypeAlias = GetSnapshotRep  # noqa: Y015
+
+@_typing.final
+class TakeSnapshotReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    timeout_ms: _builtins.int
+    """How long the receiver may take; 0 for its default."""
+    def __init__(
+        self,
+        *,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeSnapshotReq: _TypeAlias = TakeSnapshotReq  # noqa: Y015
+
+@_typing.final
+class TakeSnapshotRep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The entry whose state the snapshot holds."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeSnapshotRep: _TypeAlias = TakeSnapshotRep  # noqa: Y015
 
 @_typing.final
 class TimeoutNowReq(_message.Message):
@@ -1124,6 +1272,11 @@ class StatusRep(_message.Message):
     WRITES_WAITING_FIELD_NUMBER: _builtins.int
     READS_WAITING_FIELD_NUMBER: _builtins.int
     CALLS_PARKED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LOG_BASE_INDEX_FIELD_NUMBER: _builtins.int
+    FETCHING_FROM_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
+    FETCH_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     cluster_id: _builtins.str
     role: _builtins.str
@@ -1144,6 +1297,14 @@ class StatusRep(_message.Message):
     """Callers at this node: writes not committed yet, reads not answered yet, and calls that wait for a leader."""
     reads_waiting: _builtins.int
     calls_parked: _builtins.int
+    snapshot_size_bytes: _builtins.int
+    """Of the newest snapshot."""
+    log_base_index: _builtins.int
+    """The entry before the oldest one in the log."""
+    fetching_from: _builtins.str
+    """The leader whose snapshot the node fetches just now, and how much of it is here; empty and 0 if it fetches none."""
+    fetched_bytes: _builtins.int
+    fetch_size_bytes: _builtins.int
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]:
         """What a leader knows of the other members."""
@@ -1167,10 +1328,15 @@ class StatusRep(_message.Message):
         writes_waiting: _builtins.int = ...,
         reads_waiting: _builtins.int = ...,
         calls_parked: _builtins.int = ...,
+        snapshot_size_bytes: _builtins.int = ...,
+        log_base_index: _builtins.int = ...,
+        fetching_from: _builtins.str = ...,
+        fetched_bytes: _builtins.int = ...,
+        fetch_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "apply_error", b"apply_error", "calls_parked", b"calls_parked", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "explanation", b"explanation", "id", b"id", "last_applied", b"last_applied", "last_log_index", b"last_log_index", "leader_id", b"leader_id", "peers", b"peers", "reads_waiting", b"reads_waiting", "role", b"role", "snapshot_index", b"snapshot_index", "term", b"term", "writes_waiting", b"writes_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "apply_error", b"apply_error", "calls_parked", b"calls_parked", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "explanation", b"explanation", "fetch_size_bytes", b"fetch_size_bytes", "fetched_bytes", b"fetched_bytes", "fetching_from", b"fetching_from", "id", b"id", "last_applied", b"last_applied", "last_log_index", b"last_log_index", "leader_id", b"leader_id", "log_base_index", b"log_base_index", "peers", b"peers", "reads_waiting", b"reads_waiting", "role", b"role", "snapshot_index", b"snapshot_index", "snapshot_size_bytes", b"snapshot_size_bytes", "term", b"term", "writes_waiting", b"writes_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

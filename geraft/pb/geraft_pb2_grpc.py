@@ -49,6 +49,11 @@ class RaftStub:
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.HeartbeatReq.SerializeToString,
                 response_deserializer=geraft_dot_pb_dot_geraft__pb2.HeartbeatRep.FromString,
                 _registered_method=True)
+        self.GetSnapshot = channel.unary_stream(
+                '/geraft.Raft/GetSnapshot',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.GetSnapshotReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.GetSnapshotRep.FromString,
+                _registered_method=True)
         self.TimeoutNow = channel.unary_unary(
                 '/geraft.Raft/TimeoutNow',
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.TimeoutNowReq.SerializeToString,
@@ -83,6 +88,11 @@ class RaftStub:
                 '/geraft.Raft/RequestClusterInfo',
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.ClusterInfoReq.SerializeToString,
                 response_deserializer=geraft_dot_pb_dot_geraft__pb2.ClusterInfoRep.FromString,
+                _registered_method=True)
+        self.TakeSnapshot = channel.unary_unary(
+                '/geraft.Raft/TakeSnapshot',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.TakeSnapshotReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.TakeSnapshotRep.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
                 '/geraft.Raft/Status',
@@ -122,6 +132,14 @@ class RaftServicer:
 
     def SendHeartbeat(self, request_iterator, context):
         """Heartbeats on a stream of their own, so that a large entry on the replication stream does not delay them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSnapshot(self, request, context):
+        """A member pulls a snapshot from the leader that offered it: the record first, then the app's bytes in chunks.
+        NOT_FOUND if the receiver does not hold it (any more).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,6 +193,13 @@ class RaftServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeSnapshot(self, request, context):
+        """The receiver shall make a snapshot of its app's state now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """The receiver's own state.
         """
@@ -214,6 +239,11 @@ def add_RaftServicer_to_server(servicer, server):
                     request_deserializer=geraft_dot_pb_dot_geraft__pb2.HeartbeatReq.FromString,
                     response_serializer=geraft_dot_pb_dot_geraft__pb2.HeartbeatRep.SerializeToString,
             ),
+            'GetSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetSnapshot,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.GetSnapshotReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.GetSnapshotRep.SerializeToString,
+            ),
             'TimeoutNow': grpc.unary_unary_rpc_method_handler(
                     servicer.TimeoutNow,
                     request_deserializer=geraft_dot_pb_dot_geraft__pb2.TimeoutNowReq.FromString,
@@ -248,6 +278,11 @@ def add_RaftServicer_to_server(servicer, server):
                     servicer.RequestClusterInfo,
                     request_deserializer=geraft_dot_pb_dot_geraft__pb2.ClusterInfoReq.FromString,
                     response_serializer=geraft_dot_pb_dot_geraft__pb2.ClusterInfoRep.SerializeToString,
+            ),
+            'TakeSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeSnapshot,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.TakeSnapshotReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.TakeSnapshotRep.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -346,6 +381,33 @@ class Raft:
             '/geraft.Raft/SendHeartbeat',
             geraft_dot_pb_dot_geraft__pb2.HeartbeatReq.SerializeToString,
             geraft_dot_pb_dot_geraft__pb2.HeartbeatRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/geraft.Raft/GetSnapshot',
+            geraft_dot_pb_dot_geraft__pb2.GetSnapshotReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.GetSnapshotRep.FromString,
             options,
             channel_credentials,
             insecure,
@@ -535,6 +597,33 @@ class Raft:
             '/geraft.Raft/RequestClusterInfo',
             geraft_dot_pb_dot_geraft__pb2.ClusterInfoReq.SerializeToString,
             geraft_dot_pb_dot_geraft__pb2.ClusterInfoRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/TakeSnapshot',
+            geraft_dot_pb_dot_geraft__pb2.TakeSnapshotReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.TakeSnapshotRep.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class RaftStub:
     """
     SendHeartbeat: _grpc.StreamStreamMultiCallable[_geraft_pb2.HeartbeatReq, _geraft_pb2.HeartbeatRep]
     """Heartbeats on a stream of their own, so that a large entry on the replication stream does not delay them."""
+    GetSnapshot: _grpc.UnaryStreamMultiCallable[_geraft_pb2.GetSnapshotReq, _geraft_pb2.GetSnapshotRep]
+    """A member pulls a snapshot from the leader that offered it: the record first, then the app's bytes in chunks.
+    NOT_FOUND if the receiver does not hold it (any more).
+    """
     TimeoutNow: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.TimeoutNowReq, _geraft_pb2.TimeoutNowRep]
     """The leader asks the receiver to start an election at once."""
     RequestApply: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.ApplyReq, _geraft_pb2.ApplyRep]
@@ -56,6 +60,8 @@ class RaftStub:
     """Many calls of one caller over one stream, each answered under its number in any order."""
     RequestClusterInfo: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.ClusterInfoReq, _geraft_pb2.ClusterInfoRep]
     """Who leads and who is a member, as far as the receiver knows."""
+    TakeSnapshot: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.TakeSnapshotReq, _geraft_pb2.TakeSnapshotRep]
+    """The receiver shall make a snapshot of its app's state now."""
     Status: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.StatusReq, _geraft_pb2.StatusRep]
     """The receiver's own state."""
     GetConfig: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.GetConfigReq, _geraft_pb2.GetConfigRep]
@@ -75,6 +81,10 @@ class RaftAsyncStub(RaftStub):
     """
     SendHeartbeat: _aio.StreamStreamMultiCallable[_geraft_pb2.HeartbeatReq, _geraft_pb2.HeartbeatRep]  # type: ignore[assignment]
     """Heartbeats on a stream of their own, so that a large entry on the replication stream does not delay them."""
+    GetSnapshot: _aio.UnaryStreamMultiCallable[_geraft_pb2.GetSnapshotReq, _geraft_pb2.GetSnapshotRep]  # type: ignore[assignment]
+    """A member pulls a snapshot from the leader that offered it: the record first, then the app's bytes in chunks.
+    NOT_FOUND if the receiver does not hold it (any more).
+    """
     TimeoutNow: _aio.UnaryUnaryMultiCallable[_geraft_pb2.TimeoutNowReq, _geraft_pb2.TimeoutNowRep]  # type: ignore[assignment]
     """The leader asks the receiver to start an election at once."""
     RequestApply: _aio.UnaryUnaryMultiCallable[_geraft_pb2.ApplyReq, _geraft_pb2.ApplyRep]  # type: ignore[assignment]
@@ -88,6 +98,8 @@ class RaftAsyncStub(RaftStub):
     """Many calls of one caller over one stream, each answered under its number in any order."""
     RequestClusterInfo: _aio.UnaryUnaryMultiCallable[_geraft_pb2.ClusterInfoReq, _geraft_pb2.ClusterInfoRep]  # type: ignore[assignment]
     """Who leads and who is a member, as far as the receiver knows."""
+    TakeSnapshot: _aio.UnaryUnaryMultiCallable[_geraft_pb2.TakeSnapshotReq, _geraft_pb2.TakeSnapshotRep]  # type: ignore[assignment]
+    """The receiver shall make a snapshot of its app's state now."""
     Status: _aio.UnaryUnaryMultiCallable[_geraft_pb2.StatusReq, _geraft_pb2.StatusRep]  # type: ignore[assignment]
     """The receiver's own state."""
     GetConfig: _aio.UnaryUnaryMultiCallable[_geraft_pb2.GetConfigReq, _geraft_pb2.GetConfigRep]  # type: ignore[assignment]
@@ -122,6 +134,16 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_geraft_pb2.HeartbeatRep], _abc.AsyncIterator[_geraft_pb2.HeartbeatRep]]:
         """Heartbeats on a stream of their own, so that a large entry on the replication stream does not delay them."""
+
+    @_abc_1.abstractmethod
+    def GetSnapshot(
+        self,
+        request: _geraft_pb2.GetSnapshotReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_geraft_pb2.GetSnapshotRep], _abc.AsyncIterator[_geraft_pb2.GetSnapshotRep]]:
+        """A member pulls a snapshot from the leader that offered it: the record first, then the app's bytes in chunks.
+        NOT_FOUND if the receiver does not hold it (any more).
+        """
 
     @_abc_1.abstractmethod
     def TimeoutNow(
@@ -177,6 +199,14 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_geraft_pb2.ClusterInfoRep, _abc.Awaitable[_geraft_pb2.ClusterInfoRep]]:
         """Who leads and who is a member, as far as the receiver knows."""
+
+    @_abc_1.abstractmethod
+    def TakeSnapshot(
+        self,
+        request: _geraft_pb2.TakeSnapshotReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.TakeSnapshotRep, _abc.Awaitable[_geraft_pb2.TakeSnapshotRep]]:
+        """The receiver shall make a snapshot of its app's state now."""
 
     @_abc_1.abstractmethod
     def Status(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from _queue import Empty, SimpleQueue
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import tenacity
 
 from geraft.app import MakeSnapshot, RaftApp
 from geraft.core.entries import EntryBatch, EntryKind
+from geraft.core.snapshots import Snapshot
 from geraft.errors import (
     AnswerForgotten,
     GeraftError,
@@ -23,6 +25,7 @@ from geraft.errors import (
 )
 from geraft.runtime.hub import Call, CallKind, fail, finish, monotonic
 from geraft.runtime.pending import Proposal
+from geraft.runtime.snapshot_fetcher import FetchCancelled, SnapshotFetch
 from geraft.runtime.worker import END, Worker
 from geraft.sessions import Answer, SessionTable
 from geraft.storage.base import RaftStorage
@@ -43,6 +46,57 @@ class ApplyWork(NamedTuple):
     last_index: int
     batches: Sequence[EntryBatch]
     proposals: list[Proposal]
+
+
+class InstallWork(NamedTuple):
+    """The app shall become the state of the snapshot. proposals: who waits for entries that it stands in for."""
+
+    snapshot: Snapshot
+    proposals: list[Proposal]
+
+
+class FetchWork(NamedTuple):
+    """The app shall store a snapshot that is on its way."""
+
+    fetch: SnapshotFetch
+
+
+class StateWanted(NamedTuple):
+    """Tell the index of the last entry applied, and the state of the sessions after it."""
+
+    answer: Callable[[int, bytes], None]
+
+
+class SnapshotNews(Protocol):
+    """Whom the applier tells of snapshots. On its thread; must not block."""
+
+    def copied(self, index: int, sessions: bytes) -> None:
+        """The app has made a snapshot itself."""
+
+    def fold_wanted(self) -> None:
+        """The app asks for a folded one."""
+
+    def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
+        """The app has stored it; None: it could not be had."""
+
+    def installed(self, snapshot: Snapshot) -> None:
+        """It is the app's state now."""
+
+
+class NoSnapshots(SnapshotNews):
+    """For an app that is replayed outside of a node: what it wishes is not heard."""
+
+    def copied(self, index: int, sessions: bytes) -> None:
+        pass
+
+    def fold_wanted(self) -> None:
+        pass
+
+    def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
+        pass
+
+    def installed(self, snapshot: Snapshot) -> None:
+        pass
 
 
 class _Stopped(Exception):
@@ -66,9 +120,12 @@ class Applier(Worker):
         retry_max_seconds: float,
         applied: Callable[[int], None],
         apply_failed: Callable[[int, int, BaseException], None],
+        snapshots: SnapshotNews,
         on_crash: Callable[[BaseException], None],
     ) -> None:
         super().__init__("geraft applier", on_crash)
+        self._snapshots = snapshots
+        self._applied_index = 0
         self._app = app
         self._storage = storage
         self._applied = applied
@@ -114,6 +171,13 @@ class Applier(Worker):
     def after_end(self) -> None:
         self.drop_queue()
 
+    def begin_after(self, snapshot: Snapshot | None) -> None:
+        """The app is the state of the snapshot: what is applied next follows it. On the applier's thread."""
+        if snapshot is not None:
+            self._applied_index = snapshot.index
+            self._under_way = snapshot.index, iter(())
+            self._restore_sessions(snapshot.sessions)
+
     def _session_state(self) -> bytes:
         """The encoded state of the sessions after the entry applied last."""
         return self._sessions.encode()
@@ -123,17 +187,20 @@ class Applier(Worker):
         self._sessions = SessionTable.decode(encoded)
 
     def drop(self, item: Any) -> None:
-        if not isinstance(item, ApplyWork):
+        if not isinstance(item, ApplyWork | InstallWork):
             return
         waiting = [call for proposal in item.proposals for call in proposal.waiting_for_app]
         error = "the write is committed, but this node ends before its app applied it: it will when it runs again"
         fail(waiting, OutcomeUnknown(error + (f" ({self.apply_error})" if self.apply_error else "")))
 
     def work(self, item: Any) -> bool:
-        work: ApplyWork = item
         if self._dropping:
-            self.drop(work)
+            self.drop(item)
             return False
+        if not isinstance(item, ApplyWork):
+            self._do_snapshot_work(item)
+            return False
+        work = item
         replies: list[Any] | None = [] if work.proposals else None
         self._at_work = True
         try:
@@ -158,8 +225,50 @@ class Applier(Worker):
         if replies is not None:
             for proposal in work.proposals:
                 self._answer(proposal, replies, work.first_index)
+        self._applied_index = work.last_index
         self._applied(work.last_index)
         return False
+
+    def _do_snapshot_work(self, item: Any) -> None:
+        match item:
+            case StateWanted(answer=answer):
+                answer(self._applied_index, self._session_state())
+            case InstallWork():
+                self._install(item)
+            case FetchWork(fetch=fetch):
+                self._save_fetched(fetch)
+            case _:
+                super().work(item)
+
+    def _install(self, work: InstallWork) -> None:
+        snapshot = work.snapshot
+        waiting = [call for proposal in work.proposals for call in proposal.calls if call.kind is not CallKind.COMMIT]
+        fail(waiting, OutcomeUnknown("the write is committed; this node got it in a snapshot, without the app's reply"))
+        self._app.install_snapshot(snapshot.index)
+        self._restore_sessions(snapshot.sessions)
+        self._applied_index = snapshot.index
+        self._under_way = snapshot.index, iter(())
+        log.info("installed snapshot %d.%d, %d bytes", *snapshot.last_entry, snapshot.size_bytes)
+        self._applied(snapshot.index)
+        self._snapshots.installed(snapshot)
+
+    def _save_fetched(self, fetch: SnapshotFetch) -> None:
+        """Blocks while the bytes come; nothing can be applied before they are here anyway."""
+        try:
+            snapshot = fetch.save(self._app.save_snapshot)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self._app.delete_snapshot(fetch.last_entry.index)
+            if isinstance(error, FetchCancelled):
+                log.info("fetching snapshot %d.%d was given up", *fetch.last_entry)
+                return
+            fetch.cancel()
+            log.warning("snapshot %d.%d could not be had from %s: %s", *fetch.last_entry, fetch.leader, error)
+            with contextlib.suppress(_Stopped):
+                self._pause(self.retry_seconds)
+            self._snapshots.fetched(fetch, None)
+        else:
+            self._snapshots.fetched(fetch, snapshot)
 
     def _load(self, first_index: int, last_index: int) -> list[EntryBatch]:
         batches = self._storage.read(first_index, last_index, LOAD_BYTES)
@@ -186,7 +295,7 @@ class Applier(Worker):
             except Exception as error:
                 reply, wish = self._retry(command, index, error)
             if wish is not MakeSnapshot.NONE:
-                log.debug("the app asked for a %s snapshot at %d", wish.value, index)
+                self._wish(wish, index)
             if replies is not None:
                 replies.append(reply)
             index += 1
@@ -208,10 +317,16 @@ class Applier(Worker):
         for index, command in enumerate(commands, batch.first_index):
             outcome = self._sessions.apply(index, command, write)
             if wish is not MakeSnapshot.NONE:  # after the table has the answer, which belongs to the snapshot
-                log.debug("the app asked for a %s snapshot at %d", wish.value, index)
+                self._wish(wish, index)
                 wish = MakeSnapshot.NONE
             if replies is not None:
                 replies.append(outcome)
+
+    def _wish(self, wish: MakeSnapshot, index: int) -> None:
+        if wish is MakeSnapshot.COPY:
+            self._snapshots.copied(index, self._session_state())
+        else:
+            self._snapshots.fold_wanted()
 
     def _retry(self, command: bytes, index: int, error: Exception) -> tuple[bytes, MakeSnapshot]:
         """Ask the app again, with pauses that grow, until it takes the entry: to skip it would split the replicas."""

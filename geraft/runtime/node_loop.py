@@ -11,8 +11,13 @@ from geraft import sessions, signals
 from geraft.core.effects import (
     Alarm,
     Apply,
+    CancelFetch,
     Committed,
+    CompactLog,
     ConfigurationChanged,
+    DiscardSnapshot,
+    FetchSnapshot,
+    InstallSnapshot,
     LeaderChanged,
     LoadEntries,
     Persist,
@@ -21,6 +26,7 @@ from geraft.core.effects import (
     ReadConfirmed,
     ReadRefused,
     Reason,
+    RecordSnapshot,
     Role,
     RoleChanged,
     Send,
@@ -37,6 +43,7 @@ from geraft.core.events import (
     Propose,
     ReadRequested,
     SettingsChanged,
+    SnapshotRecorded,
     Tick,
     TransferRequested,
 )
@@ -54,13 +61,16 @@ from geraft.errors import (
     TransferFailed,
 )
 from geraft.records import encode_session_write
-from geraft.runtime.applier import Applier, ApplyWork, Readers
+from geraft.runtime.applier import Applier, ApplyWork, FetchWork, InstallWork, Readers
 from geraft.runtime.dispatcher import Dispatcher
 from geraft.runtime.hub import Call, CallKind, Consistency, Inbox, RemoteCall, Waiter, fail, finish, monotonic
 from geraft.runtime.log_writer import LogWriter
 from geraft.runtime.pending import PendingReads, PendingWrites
+from geraft.runtime.snapshot_fetcher import SnapshotFetch
+from geraft.runtime.snapshot_keeper import SnapshotKeeper
 from geraft.runtime.status import Waiting
 from geraft.storage.base import RaftStorage
+from geraft.transport.services import SnapshotSink
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +92,8 @@ class Mail(Protocol):
     def set_peers(self, peers: dict[str, str]) -> None: ...
 
     def forward(self, leader_id: str, calls: list[Call]) -> None: ...
+
+    def fetch_snapshot(self, leader_id: str, sink: SnapshotSink) -> None: ...
 
 
 class Transfer(Waiter):
@@ -139,6 +151,7 @@ class NodeLoop:
         log_writer: LogWriter,
         applier: Applier,
         readers: Readers,
+        keeper: SnapshotKeeper,
         dispatcher: Dispatcher,
         storage: RaftStorage,
         append_bytes_max: int,
@@ -154,6 +167,8 @@ class NodeLoop:
         self._log_writer = log_writer
         self._applier = applier
         self._readers = readers
+        self._keeper = keeper
+        self.fetch: SnapshotFetch | None = None
         self._dispatcher = dispatcher
         self._storage = storage
         self.append_bytes_max = append_bytes_max
@@ -182,6 +197,12 @@ class NodeLoop:
         self._execute: dict[type[Any], Callable[[Any], None]] = {
             Send: self._send,
             Persist: log_writer.queue.put,
+            RecordSnapshot: log_writer.queue.put,
+            CompactLog: log_writer.queue.put,
+            FetchSnapshot: self._fetch_snapshot,
+            CancelFetch: lambda _: self.cancel_fetch(),
+            DiscardSnapshot: lambda effect: keeper.discard(effect.index, fetched=effect.fetched),
+            InstallSnapshot: self._install_snapshot,
             Apply: self._apply,
             LoadEntries: self._load_entries,
             ProposalAccepted: self._proposal_accepted,
@@ -202,6 +223,7 @@ class NodeLoop:
             Transfer: self._take_transfer,
             LeaderWanted: self._take_leader_wanted,
             Tuning: self._take_tuning,
+            SnapshotRecorded: self._take_recorded,
         }
 
     def run(self) -> None:
@@ -263,6 +285,13 @@ class NodeLoop:
             return
         self._step(SettingsChanged(settings=settings))
         finish([tuning], [answer])
+
+    def _take_recorded(self, event: SnapshotRecorded) -> None:
+        snapshot = event.snapshot
+        self._step(event)
+        self._keeper.recorded(snapshot)
+        log.info("%s: snapshot %d.%d is recorded, %d bytes", self.raft.id, *snapshot.last_entry, snapshot.size_bytes)
+        self._dispatcher.send(signals.snapshot_created, index=snapshot.index, size_bytes=snapshot.size_bytes)
 
     def _take_leader_wanted(self, wanted: LeaderWanted) -> None:
         if self.raft.leader_id:
@@ -473,6 +502,23 @@ class NodeLoop:
         proposals = self.writes.take_until(effect.last_index)
         self._applier.queue.put(ApplyWork(effect.first_index, effect.last_index, effect.batches, proposals))
 
+    def _fetch_snapshot(self, effect: FetchSnapshot) -> None:
+        self.cancel_fetch()
+        fetch = self.fetch = SnapshotFetch(effect.leader, effect.last_entry)
+        self._applier.queue.put(FetchWork(fetch))
+        self._mail.fetch_snapshot(effect.leader, fetch)
+
+    def cancel_fetch(self) -> None:
+        """Let go of a snapshot that is on its way. Any thread."""
+        fetch, self.fetch = self.fetch, None
+        if fetch is not None:
+            fetch.cancel()
+
+    def _install_snapshot(self, effect: InstallSnapshot) -> None:
+        self.fetch = None
+        proposals = self.writes.take_until(effect.snapshot.index)
+        self._applier.queue.put(InstallWork(effect.snapshot, proposals))
+
     def _load_entries(self, effect: LoadEntries) -> None:
         def load() -> None:
             try:
@@ -575,6 +621,7 @@ class NodeLoop:
         if self._why_ended is not None:
             return
         self._why_ended = why_ended
+        self.cancel_fetch()
         self.writes.fail_all(unknown)
         nothing = why_ended()
         self.reads.fail_all(nothing)

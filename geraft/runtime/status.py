@@ -8,6 +8,7 @@ from typing import NamedTuple
 from geraft.core.effects import Role
 from geraft.core.membership import Configuration, Member
 from geraft.core.raft import Raft
+from geraft.runtime.snapshot_fetcher import SnapshotFetch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,9 @@ class Waiting(NamedTuple):
 class NodeStatus:
     """One node's own view. role: follower, pre_candidate, candidate or leader; explanation: one sentence for people.
 
+    snapshot_index, snapshot_size_bytes: of its newest snapshot, 0 if there is none. log_base_index: of the entry before
+    the oldest one in its log. fetching_from: the leader whose snapshot it fetches just now, "" if none; fetched_bytes
+    of fetch_size_bytes are here, which is 0 until it is known.
     writes_waiting, reads_waiting: callers at this node as the leader; calls_parked: those who wait for a leader.
     """
 
@@ -55,6 +59,11 @@ class NodeStatus:
     last_applied: int
     last_log_index: int
     snapshot_index: int
+    snapshot_size_bytes: int
+    log_base_index: int
+    fetching_from: str
+    fetched_bytes: int
+    fetch_size_bytes: int
     explanation: str
     apply_error: str
     peers: tuple[PeerStatus, ...]
@@ -100,7 +109,14 @@ def peer_statuses(
     return tuple(statuses)
 
 
-def explain(raft: Raft, peers: tuple[PeerStatus, ...], apply_error: str, waiting: Waiting, done_index: int) -> str:
+def explain(
+    raft: Raft,
+    peers: tuple[PeerStatus, ...],
+    apply_error: str,
+    waiting: Waiting,
+    done_index: int,
+    fetch: SnapshotFetch | None = None,
+) -> str:
     """One sentence: how things stand, and why; who lags, and what waits. done_index: how far the app really is."""
     if raft.role is Role.LEADER:
         lagging = [
@@ -110,6 +126,8 @@ def explain(raft: Raft, peers: tuple[PeerStatus, ...], apply_error: str, waiting
     elif raft.leader_id:
         refusal = next((peer.refusal for peer in peers if peer.id == raft.leader_id), "")
         sentence = f"follows {raft.leader_id}" + (f", in vain: {refusal}" if refusal else "")
+        if fetch is not None:
+            sentence += f"; fetches a snapshot: {fetch.offset} of {fetch.size_bytes or 'unknown'} bytes are here"
     else:
         sentence = explain_no_leader(raft, peers)
     waits = _what_waits(raft, waiting, done_index)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from enum import Enum
 
@@ -16,12 +17,13 @@ from geraft import sessions, signals
 from geraft.app import RaftApp
 from geraft.config import Config, is_same_on_all
 from geraft.core.effects import Role
-from geraft.core.entries import EntryBatch, EntryKind
-from geraft.core.events import PeerConnected, PeerDisconnected, Persisted
+from geraft.core.entries import EntryBatch, EntryId, EntryKind
+from geraft.core.events import PeerConnected, PeerDisconnected, Persisted, SnapshotFetched, SnapshotFetchFailed
 from geraft.core.log import Log
 from geraft.core.membership import Refusal, initial_cluster_id, initial_configuration, refusal_of
 from geraft.core.messages import AppendEntriesReply, HeartbeatReply, PeerMessage, RequestVoteReply
 from geraft.core.raft import Raft, Settings
+from geraft.core.snapshots import Snapshot
 from geraft.errors import (
     BootstrapRefused,
     ConfigError,
@@ -35,7 +37,8 @@ from geraft.errors import (
 )
 from geraft.pb import geraft_pb2 as pb
 from geraft.records import encode_configuration
-from geraft.runtime.applier import Applier, Readers
+from geraft.runtime.applier import Applier, Readers, StateWanted
+from geraft.runtime.compactor import Compactor
 from geraft.runtime.dispatcher import Dispatcher
 from geraft.runtime.hub import (
     Call,
@@ -50,8 +53,10 @@ from geraft.runtime.hub import (
     native_rlock,
     release_hub,
 )
-from geraft.runtime.log_writer import LogWriter
+from geraft.runtime.log_writer import ForgetSnapshot, LogWriter
 from geraft.runtime.node_loop import NodeLoop, Transfer, Tuning
+from geraft.runtime.snapshot_fetcher import SnapshotFetch
+from geraft.runtime.snapshot_keeper import SnapshotKeeper
 from geraft.runtime.status import ClusterInfo, NodeStatus, explain, explain_no_leader, peer_statuses
 from geraft.runtime.ticker import Ticker
 from geraft.storage.base import Identity, RaftStorage, StoredState
@@ -140,7 +145,17 @@ class Supervisor:
         self._hub: HubThread | None = None
         self._transport: Transport | None = None
         self._dispatcher = Dispatcher(sender, self.failed)
-        self._log_writer = LogWriter(storage, self._send, self._persisted, self.failed)
+        self._keeper = SnapshotKeeper(
+            app,
+            storage,
+            made=self._put,
+            forget=lambda index: self._log_writer.queue.put(ForgetSnapshot(index)),
+            ask_app=lambda answer: self._applier.queue.put(StateWanted(answer)),
+            on_crash=self.failed,
+        )
+        self._log_writer = LogWriter(
+            storage, self._send, self._persisted, self._put, self._keeper.forgotten, self.failed
+        )
         self._applier = Applier(
             app,
             storage,
@@ -148,6 +163,7 @@ class Supervisor:
             retry_max_seconds=config.apply_retry_max_seconds,
             applied=self._applied,
             apply_failed=self._tell_apply_failed,
+            snapshots=self,
             on_crash=self.failed,
         )
         self._readers = Readers(app, max(int(config.read_threads), 1), self.failed)
@@ -176,12 +192,15 @@ class Supervisor:
         try:
             state: StoredState = self._log_writer.run(self._open_store, left(), too_long("opening the log store"))
             state = self._log_writer.run(lambda: self._own(state), left(), too_long("preparing the log store"))
-            self._hub = acquire_hub()
-            self._hub.call(self._assemble, state, timeout_seconds=left())
             self._applier.start()
-            self._applier.run(
-                lambda: self._app.install_snapshot(None), left(), too_long("the app's install_snapshot(None)")
+            snapshot, damaged = self._applier.run(
+                lambda: self._recover_app(state), left(), too_long("the app's install_snapshot")
             )
+            self._hub = acquire_hub()
+            self._hub.call(self._assemble, state, snapshot, timeout_seconds=left())
+            self._keeper.start()
+            for index in damaged:
+                self._log_writer.queue.put(ForgetSnapshot(index))
             self._readers.start()
             self._dispatcher.start()
             assert self._transport is not None
@@ -256,7 +275,13 @@ class Supervisor:
             )
         return state
 
-    def _assemble(self, state: StoredState) -> None:
+    def _recover_app(self, state: StoredState) -> tuple[Snapshot | None, list[int]]:
+        """On the applier's thread."""
+        snapshot, damaged = self._keeper.recover(state)
+        self._applier.begin_after(snapshot)
+        return snapshot, damaged
+
+    def _assemble(self, state: StoredState, snapshot: Snapshot | None) -> None:
         """Put the parts together. On the hub."""
         assert self._hub is not None and state.identity is not None
         self._identity = state.identity
@@ -273,6 +298,7 @@ class Supervisor:
             settings=core_settings(self.config),
             rng=random.Random(),
             now_seconds=monotonic(),
+            snapshot=snapshot,
         )
         self._inbox = self._hub.inbox()
         member = self._raft.configuration.members.get(self.id)
@@ -287,6 +313,7 @@ class Supervisor:
             log_writer=self._log_writer,
             applier=self._applier,
             readers=self._readers,
+            keeper=self._keeper,
             dispatcher=self._dispatcher,
             storage=self._storage,
             append_bytes_max=int(self.config.append_bytes_max),
@@ -302,7 +329,8 @@ class Supervisor:
             stall_seconds=self.config.storage_stall_seconds,
             stalled=self.failed,
         )
-        self._workers = [self._loop.run, self._ticker.run]
+        self._compactor = Compactor(self.config.compaction_interval_seconds, self._keeper.fold)
+        self._workers = [self._loop.run, self._ticker.run, self._compactor.run]
 
     def _run(self) -> None:
         """Start the greenlets. On the hub."""
@@ -364,6 +392,23 @@ class Supervisor:
     def _tell_apply_failed(self, index: int, attempt: int, error: BaseException) -> None:
         self._dispatcher.send(signals.apply_failed, index=index, attempt=attempt, error=error)
 
+    # What the applier tells of snapshots (applier.SnapshotNews)
+
+    def copied(self, index: int, sessions: bytes) -> None:
+        self._keeper.copied(index, sessions)
+
+    def fold_wanted(self) -> None:
+        self._keeper.fold()
+
+    def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
+        if snapshot is not None:
+            self._put(SnapshotFetched(leader=fetch.leader, snapshot=snapshot))
+        else:
+            self._put(SnapshotFetchFailed(leader=fetch.leader, last_entry=fetch.last_entry))
+
+    def installed(self, snapshot: Snapshot) -> None:
+        self._dispatcher.send(signals.snapshot_installed, index=snapshot.index, size_bytes=snapshot.size_bytes)
+
     # Tuning
 
     def tuning(self, changes: Mapping[str, float]) -> Waiter:
@@ -380,6 +425,7 @@ class Supervisor:
         self._loop.apply_stuck_seconds = config.apply_stuck_seconds
         self._applier.retry_seconds = config.apply_retry_seconds
         self._applier.retry_max_seconds = config.apply_retry_max_seconds
+        self._compactor.interval_seconds = config.compaction_interval_seconds
         self._ticker.interval_seconds = config.heartbeat_interval_seconds / 4
         self._ticker.stall_seconds = config.storage_stall_seconds
         self._transport.tune(config)
@@ -437,6 +483,16 @@ class Supervisor:
         except GeraftError as stopped:
             fail(waiting, stopped)
 
+    def reading_snapshot(self, last_entry: EntryId) -> AbstractContextManager[tuple[Snapshot, Iterator[bytes]]]:
+        return self._keeper.reading(last_entry)
+
+    def take_snapshot(self) -> Waiter:
+        """Have a snapshot made of what the app has applied; the waiter gets its index. Raises NodeStopped."""
+        self.check()
+        waiter = Waiter()
+        self._keeper.fold(waiter)
+        return waiter
+
     def peer_connected(self, peer: str) -> None:
         self._put(PeerConnected(peer=peer))
 
@@ -471,6 +527,11 @@ class Supervisor:
             last_applied=status.last_applied,
             last_log_index=status.last_log_index,
             snapshot_index=status.snapshot_index,
+            snapshot_size_bytes=status.snapshot_size_bytes,
+            log_base_index=status.log_base_index,
+            fetching_from=status.fetching_from,
+            fetched_bytes=status.fetched_bytes,
+            fetch_size_bytes=status.fetch_size_bytes,
             explanation=status.explanation,
             address=status.address,
             apply_error=status.apply_error,
@@ -514,6 +575,7 @@ class Supervisor:
         apply_error = self._applier.apply_error
         if not apply_error and (silent_seconds := self._loop.app_silent_seconds) >= APP_SLOW_SECONDS:
             apply_error = f"the app has had entry {self._applier.position} for {silent_seconds:.0f} s"
+        newest, fetch = self._keeper.newest, self._loop.fetch
         return NodeStatus(
             id=self.id,
             address=self.address,
@@ -524,8 +586,13 @@ class Supervisor:
             commit_index=raft.commit_index,
             last_applied=raft.last_applied,
             last_log_index=raft.log.last_entry.index,
-            snapshot_index=raft.log.base.index,
-            explanation=explain(raft, peers, apply_error, waiting, self._applier.done_index),
+            snapshot_index=newest.index if newest is not None else 0,
+            snapshot_size_bytes=newest.size_bytes if newest is not None else 0,
+            log_base_index=raft.log.base.index,
+            fetching_from=fetch.leader if fetch is not None else "",
+            fetched_bytes=fetch.offset if fetch is not None else 0,
+            fetch_size_bytes=fetch.size_bytes if fetch is not None else 0,
+            explanation=explain(raft, peers, apply_error, waiting, self._applier.done_index, fetch),
             apply_error=apply_error,
             peers=peers,
             writes_waiting=waiting.writes,
@@ -628,7 +695,8 @@ class Supervisor:
             self._transport.health.set_running(False)
 
     def _on_own_thread(self) -> bool:
-        return self._applier.inside or self._readers.inside or self._dispatcher.inside or self._log_writer.inside
+        workers = (self._applier, self._dispatcher, self._log_writer, self._keeper)
+        return self._readers.inside or any(worker.inside for worker in workers)
 
     def _hand_over(self, timeout_seconds: float) -> None:
         raft = self._raft
@@ -654,11 +722,13 @@ class Supervisor:
                 hub.call(self._leave_hub, left(0.3), timeout_seconds=left(0.5))
             except Exception as error:
                 log.warning("node %s did not fall silent in time: %s", self.id, error)
-        for worker in (self._applier, self._readers, self._dispatcher):
+        for worker in (self._applier, self._keeper, self._readers, self._dispatcher):
             worker.end_soon()
         if not self._applier.wait_until_ended(left(0.3)):
             self._applier.drop_queue()
             log.error("node %s: process_write hangs; its thread is left as it is", self.id)
+        if not self._keeper.wait_until_ended(left(0.3)):
+            log.error("node %s: the app hangs over a snapshot; its thread is left as it is", self.id)
         if not self._readers.wait_until_ended(left(0.3)):
             log.error("node %s: process_read hangs; its thread is left as it is", self.id)
         if not self._dispatcher.wait_until_ended(left(0.3)):

@@ -18,11 +18,13 @@ from geraft.core.messages import (
     AppendEntriesReply,
     Heartbeat,
     HeartbeatReply,
+    OfferSnapshot,
     PeerMessage,
     RequestVote,
     RequestVoteReply,
     TimeoutNow,
 )
+from geraft.core.snapshots import Snapshot
 from geraft.pb import geraft_pb2 as pb
 
 NAME_CHARACTERS_MAX = 1000
@@ -64,6 +66,8 @@ def encode(message: PeerMessage, cluster_id: str, receiver: str) -> bytes:
             if message.rejected is not None:
                 record.rejected.CopyFrom(_entry_id(message.rejected))
                 record.hint.CopyFrom(_entry_id(message.hint))
+        case OfferSnapshot():
+            record = pb.AppendEntryReq(header=header, snapshot=_entry_id(message.last_entry))
         case Heartbeat():
             record = pb.HeartbeatReq(header=header, commit_index=message.commit_index, round=message.round)
         case HeartbeatReply():
@@ -115,10 +119,15 @@ def parse(parser: Callable[[bytes], R], encoded: bytes) -> R:
         raise BadMessage("the bytes are not the message that this call takes") from None
 
 
-def append_entries(record: pb.AppendEntryReq) -> AppendEntries:
+def append_entries(record: pb.AppendEntryReq) -> AppendEntries | OfferSnapshot:
     """Raises BadMessage, also if a batch is damaged, or the batches leave a gap or go back in term."""
     header = header_of(record)
     term = _campaign_term(header)
+    if record.HasField("snapshot"):
+        last_entry = _checked_entry_id(record.snapshot)
+        if last_entry.index == 0 or last_entry.term > term or record.batches:
+            raise BadMessage(f"a leader of term {term} can't offer a snapshot of {last_entry}, nor entries beside one")
+        return OfferSnapshot(sender=header.sender, sender_store=header.sender_store, term=term, last_entry=last_entry)
     prev = _checked_entry_id(record.prev)
     if prev.term > term:
         raise BadMessage(f"prev is of term {prev.term}, later than the sender's term {term}")
@@ -208,6 +217,24 @@ def request_vote_reply(record: pb.RequestVoteRep) -> RequestVoteReply:
         granted=record.granted,
         pre_vote=record.pre_vote,
     )
+
+
+def snapshot_request(record: pb.GetSnapshotReq) -> tuple[EntryId, int]:
+    """The last entry of the snapshot that is asked for, and from which byte on."""
+    header_of(record)
+    last_entry = _checked_entry_id(record.last_entry)
+    if last_entry.index == 0:
+        raise BadMessage("no snapshot is named")
+    return last_entry, _checked_index(record.offset)
+
+
+def snapshot_head(record: pb.GetSnapshotRep) -> Snapshot:
+    """The record at the head of a stream. Raises BadMessage."""
+    header_of(record)
+    try:
+        return records.decode_snapshot(record.snapshot)
+    except records.BadRecord as error:
+        raise BadMessage(f"the record of the snapshot is damaged: {error}") from None
 
 
 def timeout_now(record: pb.TimeoutNowReq) -> TimeoutNow:

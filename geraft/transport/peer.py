@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from geraft.config import Config
-from geraft.core.messages import AppendEntries, Heartbeat, PeerMessage, RequestVote, TimeoutNow
+from geraft.core.messages import AppendEntries, Heartbeat, OfferSnapshot, PeerMessage, RequestVote, TimeoutNow
 from geraft.errors import GeraftError
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, monotonic, native_lock
@@ -21,7 +21,7 @@ from geraft.transport.calls import CallStream, wait_until_up
 from geraft.transport.codec import BadMessage
 from geraft.transport.grpc_mode import GrpcMode, LazyChannel, Outbox, sleep
 from geraft.transport.server import HEADER_KEY, refusal_of
-from geraft.transport.services import Services
+from geraft.transport.services import Services, SnapshotSink
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,12 @@ def channel_options(bytes_max: int, keepalive_ms: int = 500) -> list[tuple[str, 
         ("grpc.enable_http_proxy", 0),  # members talk directly, whatever the environment says of the web
         ("grpc.enable_retries", 0),
     ]
+
+
+BROKEN_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+"""With which a stream ends when the network or the peer's process does."""
+FULL_SECONDS = 0.005
+"""Pause while the app has not taken what came of a snapshot."""
 
 
 class PeerStream:
@@ -260,6 +266,8 @@ class PeerLink:
         match message:
             case AppendEntries():
                 self._appends.put(encoded)
+            case OfferSnapshot():
+                self._appends.put(encoded)
             case Heartbeat():
                 self._heartbeats.put(encoded)
                 if not self._appends.up:
@@ -270,6 +278,72 @@ class PeerLink:
                 self.mode.enter(self._ask, "TimeoutNow", encoded, self._on_timeout_now, name="geraft transfer")
             case _:
                 raise TypeError(f"{type(message).__name__} is no request")
+
+    def fetch_snapshot(self, sink: SnapshotSink) -> None:
+        """Pull a snapshot from the peer into the sink; goes on where it was when the stream breaks. Any thread."""
+        self.mode.spawn(self._fetch_snapshot, sink, name="geraft snapshot fetcher")
+
+    def _fetch_snapshot(self, sink: SnapshotSink) -> None:
+        pause = RETRY_SECONDS
+        while not sink.ended:
+            before = sink.offset
+            failure = self._pull(sink)
+            if sink.complete:
+                sink.finish()
+                return
+            if failure or self._closed:
+                sink.fail(failure or f"{self.peer} is no peer any more")
+                return
+            log.info("the stream of a snapshot from %s broke after %d bytes", self.peer, sink.offset)
+            pause = RETRY_SECONDS if sink.offset > before else min(2 * pause, RETRY_SECONDS_MAX)
+            sleep(pause)
+
+    def _pull(self, sink: SnapshotSink) -> str:
+        """Read one stream until it ends. Why the rest can't be had from this peer, "" if it may be on another try."""
+        services = self._services
+        header = pb.Header(
+            cluster_id=services.cluster_id,
+            sender=services.node_id,
+            receiver=self.peer,
+            sender_store=services.store_id,
+        )
+        request = pb.GetSnapshotReq(
+            header=header,
+            last_entry=pb.EntryId(term=sink.last_entry.term, index=sink.last_entry.index),
+            offset=sink.offset,
+        )
+        rpc: Any = None
+        begun = False
+        try:
+            open_stream: Any = self.channel.get().unary_stream("/geraft.Raft/GetSnapshot")
+            rpc = open_stream(request.SerializeToString())
+            for encoded in rpc:
+                reply = codec.parse(pb.GetSnapshotRep.FromString, encoded)
+                if not begun:
+                    begun = True
+                    snapshot = codec.snapshot_head(reply)
+                    if not self._is_heard(reply.header):
+                        return f"{self.peer} is not who it should be"
+                    if not sink.begin(snapshot):
+                        return f"{self.peer} gives another snapshot than it offered"
+                    continue
+                while sink.full and not sink.ended:
+                    sleep(FULL_SECONDS)
+                if sink.ended:
+                    return ""
+                sink.put(reply.chunk)
+        except grpc.RpcError as error:
+            self.failed(error)
+            code = error.code()
+            return "" if code in BROKEN_CODES else failures.reason_of(error)
+        except BadMessage as error:
+            return str(error)
+        except ValueError:
+            return f"the channel to {self.peer} was closed"
+        finally:
+            if rpc is not None:
+                rpc.cancel()
+        return ""
 
     def forward(self, calls: list[Call]) -> None:
         """Send callers' calls to the peer, which is taken for the leader. Any thread; never blocks."""

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from geraft.config import Config
+from geraft.core.entries import EntryId
 from geraft.core.membership import Refusal
 from geraft.core.messages import (
     AppendEntriesReply,
@@ -18,9 +19,19 @@ from geraft.core.messages import (
     PeerMessage,
     RequestVoteReply,
 )
-from geraft.errors import AddressInUse, GeraftError, NodeStopped, OutcomeUnknown, ProposalDropped, ReadTimeout, Rejected
+from geraft.errors import (
+    AddressInUse,
+    GeraftError,
+    NodeStopped,
+    OutcomeUnknown,
+    ProposalDropped,
+    ReadTimeout,
+    Rejected,
+    SnapshotFailed,
+)
 from geraft.pb import geraft_pb2 as pb
-from geraft.runtime.hub import Call, CallKind, SessionWrite, Waiter, finish, monotonic, native_lock
+from geraft.records import encode_snapshot
+from geraft.runtime.hub import Call, CallKind, SessionWrite, Waiter, finish, monotonic, native_lock, start_native_thread
 from geraft.transport import addresses, codec, failures
 from geraft.transport.calls import (
     DEFAULT_TIMEOUT_SECONDS,
@@ -31,7 +42,7 @@ from geraft.transport.calls import (
     well_formed,
 )
 from geraft.transport.codec import BadMessage
-from geraft.transport.grpc_mode import GrpcMode, Outbox
+from geraft.transport.grpc_mode import GrpcMode, Outbox, sleep
 from geraft.transport.health import HEALTH_SERVICE, Health, Reflection
 from geraft.transport.services import Services
 
@@ -45,6 +56,13 @@ RPCS_MAX = 1024
 """Served at a time; beyond that gRPC itself answers RESOURCE_EXHAUSTED."""
 CALLERS_MAX = RPCS_MAX // 4
 """Of those, Call streams, and as many unary calls: callers can't crowd out the peers."""
+SNAPSHOT_PIECE_BYTES = 512 * 1024
+"""Of a snapshot, in one message."""
+SNAPSHOT_WAITING_BYTES_MAX = 4 * 1024 * 1024
+"""Read ahead of what the network has taken."""
+SNAPSHOT_PAUSE_SECONDS = 0.005
+SNAPSHOT_TIMEOUT_SECONDS = 60.0
+"""For a snapshot that is asked for without a timeout."""
 ANSWER_GRACE_SECONDS = 0.25
 """How much longer than the caller asked we wait for the node's own answer, which knows the reason."""
 
@@ -129,6 +147,8 @@ class RaftHandlers:
             {
                 "RequestVote": unary(self._guarded(self._request_vote)),
                 "TimeoutNow": unary(self._guarded(self._timeout_now)),
+                "GetSnapshot": grpc.unary_stream_rpc_method_handler(self._get_snapshot),
+                "TakeSnapshot": unary(self._guarded(self._take_snapshot)),
                 "SendAppendEntry": stream(self._send_append_entry),
                 "SendHeartbeat": stream(self._send_heartbeat),
                 "RequestApply": unary(self._guarded(self._request_apply)),
@@ -282,6 +302,71 @@ class RaftHandlers:
     def _forget(self, outbox: Outbox) -> None:
         with self._lock:
             self._open.discard(outbox)
+
+    # Snapshots
+
+    def _get_snapshot(self, encoded: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """A native thread reads what the app gives, as that may block; the handler sends it on."""
+        end: list[_Refused] = []
+        try:
+            record = codec.parse(pb.GetSnapshotReq.FromString, encoded)
+            last_entry, offset = codec.snapshot_request(record)
+            self._refuse_unheard(record.header)
+        except BadMessage as error:
+            end.append(_malformed(error))
+        except _Refused as refused:
+            end.append(refused)
+        if not end:
+            outbox = self._open_outbox(context)
+            context.add_callback(outbox.close)
+            try:
+                start_native_thread(
+                    lambda: self._read_snapshot(last_entry, offset, record.header.sender, outbox, end),
+                    name="geraft snapshot reader",
+                )
+                yield from outbox
+            finally:
+                outbox.close()
+                self._forget(outbox)
+        if end:
+            failures.refuse(context, end[0].status, end[0].failure)
+
+    def _read_snapshot(
+        self, last_entry: EntryId, offset: int, receiver: str, outbox: Outbox, end: list[_Refused]
+    ) -> None:
+        services = self._services
+        try:
+            with services.reading_snapshot(last_entry) as (snapshot, chunks):
+                header = pb.Header(
+                    cluster_id=services.cluster_id,
+                    sender=services.node_id,
+                    receiver=receiver,
+                    sender_store=services.store_id,
+                )
+                head = pb.GetSnapshotRep(header=header, snapshot=encode_snapshot(snapshot))
+                outbox.put(head.SerializeToString())
+                for chunk in pieces_of(chunks, offset):
+                    while outbox.waiting_bytes > SNAPSHOT_WAITING_BYTES_MAX and not outbox.closed:
+                        sleep(SNAPSHOT_PAUSE_SECONDS)
+                    if outbox.closed:
+                        return
+                    outbox.put(pb.GetSnapshotRep(chunk=chunk).SerializeToString(), len(chunk))
+        except KeyError:
+            sentence = f"node {services.node_id} holds no snapshot {last_entry.term}.{last_entry.index} (any more)"
+            end.append(_Refused(grpc.StatusCode.NOT_FOUND, Rejected(sentence)))
+        except Exception as error:
+            log.exception("snapshot %d.%d could not be read for %s", *last_entry, receiver)
+            end.append(_Refused(grpc.StatusCode.DATA_LOSS, Rejected(f"the snapshot can't be read: {error}")))
+        finally:
+            outbox.close()
+
+    def _take_snapshot(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.TakeSnapshotReq.FromString, encoded)
+        timeout_seconds = _within(context, record.timeout_ms / 1000 or SNAPSHOT_TIMEOUT_SECONDS)
+        index: int = self._services.take_snapshot().result(
+            timeout_seconds, lambda: SnapshotFailed(f"no snapshot was made within {timeout_seconds:.1f} s")
+        )
+        return pb.TakeSnapshotRep(index=index).SerializeToString()
 
     # Unary calls of peers
 
@@ -457,6 +542,26 @@ class RaftHandlers:
 
 def _session_write(record: pb.ApplyReq | pb.CommitReq) -> SessionWrite | None:
     return SessionWrite(record.session, record.number, record.answered_below) if record.session else None
+
+
+def pieces_of(chunks: Iterator[bytes], offset: int) -> Iterator[bytes]:
+    """The bytes from `offset` on, in pieces of a good size for a message."""
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    for chunk in chunks:
+        if offset >= len(chunk):
+            offset -= len(chunk)
+            continue
+        for start in range(offset, len(chunk), SNAPSHOT_PIECE_BYTES):
+            piece = chunk[start : start + SNAPSHOT_PIECE_BYTES]
+            waiting.append(piece)
+            waiting_bytes += len(piece)
+            if waiting_bytes >= SNAPSHOT_PIECE_BYTES // 2:
+                yield b"".join(waiting)
+                waiting, waiting_bytes = [], 0
+        offset = 0
+    if waiting:
+        yield b"".join(waiting)
 
 
 def timed_out(call: Call) -> GeraftError:

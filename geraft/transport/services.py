@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from geraft.config import Config
+from geraft.core.entries import EntryId
 from geraft.core.membership import Refusal
 from geraft.core.messages import PeerMessage
+from geraft.core.snapshots import Snapshot
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, Waiter
 
@@ -46,6 +49,13 @@ class Services(Protocol):
     def tuning(self, changes: Mapping[str, float]) -> Waiter:
         """What to submit for settings to be changed; its result is the new Config."""
 
+    def reading_snapshot(self, last_entry: EntryId) -> AbstractContextManager[tuple[Snapshot, Iterator[bytes]]]:
+        """A snapshot and its bytes, which stay as long as the context lasts. Raises KeyError if it is not held, and
+        what the app raises. May block: for native threads."""
+
+    def take_snapshot(self) -> Waiter:
+        """Have a snapshot made; the waiter gets its index."""
+
     def peer_connected(self, peer: str) -> None:
         """The replication stream to the peer is up, and the peer hears us. What was sent before may be lost."""
 
@@ -54,3 +64,34 @@ class Services(Protocol):
 
     def peer_refused(self, peer: str, sentence: str) -> None:
         """The peer does not hear us, or we do not hear it; the sentence says why and what to do."""
+
+
+class SnapshotSink(Protocol):
+    """Where the bytes of a snapshot go that is fetched. One thread or greenlet puts; what it asks never blocks."""
+
+    last_entry: EntryId
+    offset: int
+    """Bytes that were put."""
+
+    @property
+    def ended(self) -> bool:
+        """No more is wanted."""
+
+    @property
+    def full(self) -> bool:
+        """Wait before the next put."""
+
+    @property
+    def complete(self) -> bool:
+        """All that the record tells of was put."""
+
+    def begin(self, snapshot: Snapshot) -> bool:
+        """The record at the head of a stream; False if it is not the one that is wanted, or another than before."""
+
+    def put(self, chunk: bytes) -> None: ...
+
+    def finish(self) -> None:
+        """All of it was put."""
+
+    def fail(self, sentence: str) -> None:
+        """The rest can't be had."""

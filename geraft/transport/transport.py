@@ -14,7 +14,7 @@ from geraft.transport.health import Health
 from geraft.transport.hosted import Door, HostedServer
 from geraft.transport.peer import PeerLink
 from geraft.transport.server import SERVICE, RaftHandlers, RaftServer
-from geraft.transport.services import Services
+from geraft.transport.services import Services, SnapshotSink
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,14 @@ class Transport:
             self._services.resubmit(calls)
             return
         link.forward(calls)
+
+    def fetch_snapshot(self, leader_id: str, sink: SnapshotSink) -> None:
+        """Pull a snapshot from a member into the sink. Any thread; never blocks."""
+        link = self._links.get(leader_id)
+        if link is None:
+            sink.fail(f"{leader_id} is no peer of ours")
+            return
+        link.fetch_snapshot(sink)
 
     def connected_peers(self) -> frozenset[str]:
         """Peers whose replication stream from here is up."""

@@ -593,7 +593,7 @@ def test_rule_08_a_log_that_comes_further_ends_the_fetch() -> None:
     assert only(effects, CancelFetch)
     write(raft, effects)
     late = tell(raft, SnapshotFetched(leader="2", snapshot=record(3, 9)))
-    assert late == [DiscardSnapshot(index=9)]
+    assert late == [DiscardSnapshot(index=9, fetched=True)]
 
 
 def test_rule_08_a_log_that_conflicts_gives_way_to_the_snapshot() -> None:
@@ -649,7 +649,7 @@ def test_rule_08_a_snapshot_comes_from_the_leader_we_know_only() -> None:
     tell(raft, offer(2, 40))
     effects = tell(raft, from_peer(Heartbeat, "3", term=4, commit_index=0, round=1))
     assert only(effects, CancelFetch)
-    assert tell(raft, SnapshotFetched(leader="2", snapshot=record(2, 40))) == [DiscardSnapshot(index=40)]
+    assert tell(raft, SnapshotFetched(leader="2", snapshot=record(2, 40))) == [DiscardSnapshot(index=40, fetched=True)]
     (fetch,) = only(tell(raft, offer(4, 50, leader_term=4, sender="3")), FetchSnapshot)
     assert fetch.leader == "3"
 

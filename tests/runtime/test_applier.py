@@ -12,6 +12,7 @@ from runtime_parts import Gate, Journal, TamedStorage, in_thread, wait_until
 
 from geraft import sessions
 from geraft.core.entries import EntryBatch, EntryKind
+from geraft.core.snapshots import Snapshot
 from geraft.errors import (
     AnswerForgotten,
     OutcomeUnknown,
@@ -25,6 +26,7 @@ from geraft.records import encode_session_write
 from geraft.runtime.applier import Applier, ApplyWork, Readers
 from geraft.runtime.hub import Call, CallKind, SessionWrite, monotonic
 from geraft.runtime.pending import Proposal
+from geraft.runtime.snapshot_fetcher import SnapshotFetch
 from geraft.storage.base import Identity
 
 
@@ -55,6 +57,7 @@ class Bench:
         self.applied: list[int] = []
         self.failures: list[tuple[int, int, str]] = []
         self.crashes: list[BaseException] = []
+        self.told: list[tuple[str, int]] = []
         self.applier = Applier(
             self.app,
             self.storage,
@@ -62,9 +65,22 @@ class Bench:
             retry_max_seconds=retry_max_seconds,
             applied=self.applied.append,
             apply_failed=lambda index, attempt, error: self.failures.append((index, attempt, str(error))),
+            snapshots=self,
             on_crash=self.crashes.append,
         )
         self.applier.start()
+
+    def copied(self, index: int, sessions: bytes) -> None:
+        self.told.append(("copied", index))
+
+    def fold_wanted(self) -> None:
+        self.told.append(("fold wanted", 0))
+
+    def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
+        self.told.append(("fetched" if snapshot is not None else "failed", fetch.last_entry.index))
+
+    def installed(self, snapshot: Snapshot) -> None:
+        self.told.append(("installed", snapshot.index))
 
 
 @pytest.fixture

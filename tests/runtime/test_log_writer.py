@@ -36,7 +36,12 @@ class Desk:
         self.said: list[Any] = []
         self.crashes: list[BaseException] = []
         self.writer = LogWriter(
-            self.storage, lambda to, message: self.said.append(message.term), self.said.append, self.crashes.append
+            self.storage,
+            lambda to, message: self.said.append(message.term),
+            self.said.append,
+            self.said.append,
+            self.said.append,
+            self.crashes.append,
         )
         self.writer.start()
 

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from geraft.core.effects import (
     Alarm,
+    CancelFetch,
+    CompactLog,
     ConfigurationChanged,
     Effect,
+    InstallSnapshot,
     Persist,
     ProposalRefused,
     ReadConfirmed,
     ReadRefused,
     Reason,
+    RecordSnapshot,
     Role,
     RoleChanged,
     Send,
@@ -39,7 +43,7 @@ from geraft.core.quorum import is_quorum
 from geraft.core.raft import Raft
 from geraft.core.reads import holds_lease
 from geraft.storage.base import StoredState
-from geraft.testing.simulation.register import Cell
+from geraft.testing.simulation.register import Cell, Registers
 
 if TYPE_CHECKING:
     from geraft.testing.simulation.server import SimulatedServer
@@ -55,6 +59,7 @@ SITUATIONS = (
     "crash between two effects",
     "crash that lost a vote",
     "crash that tore what was written",
+    "crash while a snapshot came",
     "disk failed",
     "election without a winner",
     "entries loaded for a follower",
@@ -64,14 +69,23 @@ SITUATIONS = (
     "leader stepped down without its quorum",
     "lease granted",
     "lease refused",
+    "log cut behind a snapshot",
+    "log of a follower gave way to a snapshot",
     "messages let go out of order",
     "nonsense refused",
     "numbered write was repeated and answered",
+    "orphaned snapshot swept",
     "pre-vote refused while a leader lives",
     "proposal refused as too much waits",
     "proposal refused during a transfer",
     "read refused by a step-down",
+    "restart from a snapshot",
     "session expired",
+    "snapshot installed",
+    "snapshot recorded",
+    "snapshot was gone",
+    "snapshot whose fetch was given up",
+    "stream of a snapshot broke",
     "transfer aborted",
     "transfer done",
     "truncation",
@@ -86,6 +100,8 @@ SITUATIONS = (
 
 def term_in(state: StoredState, index: int) -> int | None:
     """The term of a stored entry; None if the store does not hold it."""
+    if index == state.base.index:
+        return state.base.term
     if not state.first_index <= index <= state.last_entry.index:
         return None
     return state.terms[bisect_right(state.terms, index, key=lambda start: start.first_index) - 1].term
@@ -143,6 +159,8 @@ class Referee:
         self._configuration_before = 0  # the step that is judged: where the configuration in force stood
         self._told_votes: dict[tuple[str, int], str] = {}
         self._applied: dict[int, bytes] = {}
+        self._truth = Registers(lambda index, command: False)  # what every app must come to
+        self._states: dict[int, bytes] = {0: self._truth.snapshot()}  # of it, after each command
         self._applied_at: dict[int, int] = {}  # index by number of the write
         self._promised_at: dict[int, int] = {}  # number of the write by index, of writes answered when committed
         self._nothing_happened: set[int] = set()
@@ -156,6 +174,10 @@ class Referee:
             TransferEnded: self._transfer_ended,
             ProposalRefused: self._proposal_refused,
             TruncatedTo: self._truncated_to,
+            RecordSnapshot: self._counted("snapshot recorded"),
+            CompactLog: self._counted("log cut behind a snapshot"),
+            CancelFetch: self._counted("snapshot whose fetch was given up"),
+            InstallSnapshot: self._install_snapshot,
             ConfigurationChanged: self._configuration_changed,
         }
         self._judge_event: dict[type[Any], Callable[[Watched, Any, list[Effect]], None]] = {
@@ -214,7 +236,8 @@ class Referee:
             index = raft.durable_index
             term, on_disk = raft.log.term_at(index), term_in(raft.server.disk.state, index)
             require(
-                on_disk in (term, None), f"{raft.id} takes {term}.{index} for durable, its disk has {on_disk}.{index}"
+                term is None or on_disk in (term, None),
+                f"{raft.id} takes {term}.{index} for durable, its disk has {on_disk}.{index}",
             )
             require(
                 raft.server.disk.last_index >= index,
@@ -362,6 +385,15 @@ class Referee:
         elif effect.reason is Reason.TRANSFERRING:
             self.counters["proposal refused during a transfer"] += 1
 
+    def _counted(self, situation: str) -> Callable[[Watched, Event, Any], None]:
+        def count(raft: Watched, event: Event, effect: Any) -> None:
+            self.counters[situation] += 1
+
+        return count
+
+    def _install_snapshot(self, raft: Watched, event: Event, effect: InstallSnapshot) -> None:
+        self.counters["log of a follower gave way to a snapshot"] += 1
+
     def _truncated_to(self, raft: Watched, event: Event, effect: TruncatedTo) -> None:
         self.counters["truncation"] += 1
         self.counters["truncation of a configuration"] += effect.last.index < self._configuration_before
@@ -447,6 +479,16 @@ class Referee:
         promised = self._promised_at.get(index, number)
         require(promised == number, f"write {promised} was answered as committed at {index}, now {number} is there")
         self._applied[index] = command
+        self._truth.process_write(command, index)
+        self._states[index] = self._truth.snapshot()
+
+    def installed(self, server: str, index: int, state: bytes) -> None:
+        """A server's app has become the state of a snapshot."""
+        last = max(at for at in self._states if at <= index)
+        require(
+            state == self._states[last],
+            f"{server} becomes the state of snapshot {index}: {state!r}, but it was {self._states[last]!r}",
+        )
 
     def nothing_happened(self, number: int) -> None:
         """A caller was told so of its write."""

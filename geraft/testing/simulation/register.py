@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from geraft.app import MakeSnapshot
 from geraft.simple import SimpleRaftApp
 
 
@@ -18,20 +19,21 @@ class Cell(NamedTuple):
 class Registers(SimpleRaftApp):
     """Commands are `set KEY NUMBER` and `cas KEY EXPECTED NUMBER`; a query is a key. Answers are `VERSION NUMBER`.
 
-    A command is answered with the cell as it left it, so with its own number if it wrote. wrote: told each command.
+    A command is answered with the cell as it left it, so with its own number if it wrote. wrote: told each command, and
+    says whether a snapshot shall be made of the state after it.
     """
 
-    def __init__(self, wrote: Callable[[int, bytes], None]) -> None:
+    def __init__(self, wrote: Callable[[int, bytes], bool]) -> None:
         self._wrote = wrote
         self._cells: dict[bytes, Cell] = {}
 
-    def process_write(self, request: bytes, entry_index: int) -> bytes:
-        self._wrote(entry_index, request)
+    def process_write(self, request: bytes, entry_index: int) -> tuple[bytes, MakeSnapshot]:
+        snapshot = self._wrote(entry_index, request)
         operation, key, *numbers = request.split()
         cell = self._cells.get(key, Cell())
         if operation == b"set" or cell.number == int(numbers[0]):
             cell = self._cells[key] = Cell(entry_index, int(numbers[-1]))
-        return b"%d %d" % cell
+        return b"%d %d" % cell, MakeSnapshot.COPY if snapshot else MakeSnapshot.NONE
 
     def process_read(self, request: bytes) -> bytes:
         return b"%d %d" % self._cells.get(request, Cell())

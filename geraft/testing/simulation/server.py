@@ -17,23 +17,27 @@ from blinker import Signal
 
 from geraft import signals
 from geraft.app import RaftApp
-from geraft.core.effects import Persist, Role
-from geraft.core.entries import Ballot, EntryBatch
-from geraft.core.events import SettingsChanged
+from geraft.core.effects import CompactLog, Persist, RecordSnapshot, Role
+from geraft.core.entries import Ballot, EntryBatch, EntryId
+from geraft.core.events import SettingsChanged, SnapshotFetched, SnapshotFetchFailed
 from geraft.core.messages import PeerMessage
 from geraft.core.raft import Raft, Settings
+from geraft.core.snapshots import Snapshot
 from geraft.errors import NodeStopped, OutcomeUnknown, ReadTimeout, StorageFailed
-from geraft.runtime.applier import Applier, Readers
+from geraft.runtime.applier import Applier, FetchWork, Readers, StateWanted
 from geraft.runtime.dispatcher import Dispatcher
 from geraft.runtime.hub import Call, Inbox, RemoteCall, fail, finish
-from geraft.runtime.log_writer import LogWriter
+from geraft.runtime.log_writer import ForgetSnapshot, LogWriter
 from geraft.runtime.node_loop import TICK_DUE, NodeLoop, Transfer
+from geraft.runtime.snapshot_fetcher import SnapshotFetch
+from geraft.runtime.snapshot_keeper import SnapshotKeeper
 from geraft.simple import MemoryRepository, to_raft_app
 from geraft.storage.base import Identity, StoredState
 from geraft.storage.memory import MemoryStorage
 from geraft.testing.simulation.referee import Watched
 from geraft.testing.simulation.register import Registers
 from geraft.testing.virtual import raft_from
+from geraft.transport.services import SnapshotSink
 
 if TYPE_CHECKING:
     from geraft.testing.simulation.cluster import Simulation
@@ -67,25 +71,55 @@ class SimulatedDisk(MemoryStorage):
         self.last_index = 0
         self.watch: Callable[[], None] = lambda: None
 
-    @property
-    def state(self) -> StoredState:
-        """What power loss would leave."""
-        return self._state
-
     def open(self) -> StoredState:
         state = super().open()
         self.ballot, self.last_index = state.ballot, state.last_entry.index
         return state
 
     def write(self, ballot: Ballot | None, batches: Sequence[EntryBatch]) -> None:
-        if self.broken:
-            raise StorageFailed("the simulated disk does not write any more")
+        self._check_works()
         super().write(ballot, batches)
         self.ballot = ballot or self.ballot
         if batches:
             last_index, self.last_index = self.last_index, batches[-1].last_index
             if batches[0].first_index <= last_index:
                 self.watch()
+
+    def record_snapshot(self, snapshot: Snapshot) -> None:
+        self._check_works()
+        super().record_snapshot(snapshot)
+
+    def forget_snapshot(self, index: int) -> None:
+        self._check_works()
+        super().forget_snapshot(index)
+
+    def compact(self, index: int, bytes_max: int) -> EntryId:
+        self._check_works()
+        return super().compact(index, bytes_max)
+
+    def reset(self, snapshot: Snapshot) -> None:
+        self._check_works()
+        super().reset(snapshot)
+        self.last_index = snapshot.index
+        self.watch()
+
+    def _check_works(self) -> None:
+        if self.broken:
+            raise StorageFailed("the simulated disk does not write any more")
+
+    def carry_out(self, item: Any) -> None:
+        """One item of the log writer's queue, without telling anybody."""
+        match item:
+            case Persist():
+                if item.reset is not None:
+                    self.reset(item.reset)
+                self.write(item.ballot, item.batches)
+            case RecordSnapshot():
+                self.record_snapshot(item.snapshot)
+            case CompactLog():
+                self.compact(item.index, item.bytes_max)
+            case ForgetSnapshot():
+                self.forget_snapshot(item.snapshot_index)
 
 
 class _Inbox(Inbox):
@@ -164,9 +198,9 @@ class _Applier(Applier):
 
 
 class _Dispatcher(Dispatcher):
-    def __init__(self, server: SimulatedServer) -> None:
+    def __init__(self, server: SimulatedServer, applied_index: int) -> None:
         self._server = server
-        self._committed = 0
+        self._committed = applied_index
 
     def send(self, signal: Signal, **fields: Any) -> None:
         self._server.may_lose_power()
@@ -201,6 +235,7 @@ class SimulatedServer:
         self.calls: dict[int, tuple[RemoteCall, Callable[[], None]]] = {}  # unanswered, each with what a crash means
         self.taken: set[int] = set()  # of those, which the node has got
         self.on_their_way: dict[int, Call] = {}  # to the leader, or back
+        self.repository = MemoryRepository()  # files: they outlive a crash
         self.disk = SimulatedDisk()
         self.disk.watch = lambda: world.referee.check_committed_lasts(f"{id}'s disk dropped entries")
         self.disk.open()
@@ -219,10 +254,31 @@ class SimulatedServer:
         self.effects_to_crash = None
         self.paused_until = 0.0
         chance = random.Random(world.rng.random())
+        self._applied_index = 0
+        self._fetch_held: FetchWork | None = None
+        self._keeping = False
+        self._registers = Registers(self._app_writes)
+        raft_app = to_raft_app(self._registers, self.repository)
+        self._keeper = SnapshotKeeper(
+            raft_app,
+            self.disk,
+            made=self._tell,
+            forget=lambda index: self._log_writer.queue.put(ForgetSnapshot(index)),
+            ask_app=lambda answer: self._applier.queue.put(StateWanted(answer)),
+            on_crash=self._unexpected,
+        )
+        orphans = set(self.repository.indexes()) - {each.index for each in state.snapshots}
+        snapshot, damaged = self._keeper.recover(state)
+        world.count("orphaned snapshot swept", len(orphans))
+        assert not damaged, f"{self.id}: snapshots {damaged} are not what was recorded"
+        assert set(self.repository.indexes()) == {each.index for each in state.snapshots}, "all others are swept"
+        if snapshot is not None:
+            world.count("restart from a snapshot")
+            self._state_is(snapshot)
+        self._keeper.queue = _Queue(self._keeper_has_work)
         self.raft = raft_from(self.id, self.store_id, state, settings, chance, self.clock(), Watched)
         self.raft.server = self
         world.referee.history.restarted(self.id, state.ballot)
-        self._applied_index = 0
         self.awake_since = self._agenda.now
         self.app_errors_due = 0
         self.heard.clear()
@@ -232,9 +288,10 @@ class SimulatedServer:
         self._write_due_at: float | None = None
         self._applying = False
         self._idle_seconds = _idle_seconds(settings)
-        raft_app = to_raft_app(Registers(self._app_writes), MemoryRepository())
         self._inbox = _Inbox(self._ask_for_turn, self.knock_soon)
-        self._log_writer = LogWriter(self.disk, self.send, self._persisted, self._unexpected)
+        self._log_writer = LogWriter(
+            self.disk, self.send, self._persisted, self._tell, self._keeper.forgotten, self._unexpected
+        )
         self._log_writer.queue = self._disk_queue = _Queue(self._disk_has_work)
         self._applier = _Applier(
             raft_app,
@@ -243,8 +300,10 @@ class SimulatedServer:
             retry_max_seconds=1.0,
             applied=self._app_applied,
             apply_failed=self._apply_failed,
+            snapshots=self,
             on_crash=self._unexpected,
         )
+        self._applier.begin_after(snapshot)
         self._applier.queue = _Queue(self._app_has_work)
         self._readers = _Readers(self, raft_app)
         self.loop = NodeLoop(
@@ -254,7 +313,8 @@ class SimulatedServer:
             log_writer=self._log_writer,
             applier=self._applier,
             readers=self._readers,
-            dispatcher=_Dispatcher(self),
+            keeper=self._keeper,
+            dispatcher=_Dispatcher(self, self._applied_index),
             storage=self.disk,
             append_bytes_max=settings.append_bytes_max,
             session_limits=world.session_limits,
@@ -313,25 +373,33 @@ class SimulatedServer:
         if self.raft is None:
             return
         self.world.log(self.id, "crashes")
-        waiting: list[Persist] = []
+        waiting: list[Any] = []
         self._disk_queue.taken = None
-        while (persist := self._log_writer.take_more()) is not None:
-            waiting.append(persist)
+        while (item := self._log_writer.take_more()) is not None:
+            waiting.append(item)
         written = self.world.rng.randrange(len(waiting) + 1) if waiting else 0
         if self.disk.broken:
             written = 0
-        for persist in waiting[:written]:
-            self.disk.write(persist.ballot, persist.batches)
+        for item in waiting[:written]:
+            self.disk.carry_out(item)
         if 0 < written < len(waiting):
             self.world.count("crash that tore what was written")
-        if any(persist.ballot is not None and persist.ballot.voted_for for persist in waiting[written:]):
+        ballots = [item.ballot for item in waiting[written:] if isinstance(item, Persist) and item.ballot is not None]
+        if any(ballot.voted_for for ballot in ballots):
             self.world.count("crash that lost a vote")
+        if self.loop.fetch is not None:
+            self.world.count("crash while a snapshot came")
         self._end()
         self.transfers.clear()
         self.on_their_way = {}
         lost, self.calls = list(self.calls.values()), {}
         for _, tell in lost:
             tell()
+
+    def _crash_and_return(self, life: int) -> None:
+        if self.life == life and self.raft is not None:
+            self.crash()
+            self.world.restart_later(self)
 
     def fail(self, error: StorageFailed) -> None:
         """The disk let it down: the node stops as Supervisor stops it, and every caller is told."""
@@ -346,6 +414,8 @@ class SimulatedServer:
         loop.fail_everything(OutcomeUnknown(f"{self.id} stopped"), lambda: NodeStopped(f"{self.id} stopped"), untaken)
         on_their_way, self.on_their_way = list(self.on_their_way.values()), {}
         fail(on_their_way, OutcomeUnknown(f"{self.id} stopped before the leader's answer came"))
+        if self._fetch_held is not None:
+            self._fetch_held.fetch.cancel()
         applier.drop_queue()
         for calls in readers.queued.values():
             fail(calls, ReadTimeout("the node stopped before process_read came to the read"))
@@ -495,17 +565,96 @@ class SimulatedServer:
 
     def _apply(self) -> None:
         self._applying = False
-        self._applier.work(self._applier.queue.get_nowait())
-        if not self._applier.queue.empty():
+        item = self._fetch_held or self._applier.queue.get_nowait()
+        self._fetch_held = None
+        if isinstance(item, FetchWork) and not (item.fetch.ended or item.fetch.complete):
+            self._fetch_held = item  # the app's thread waits for the bytes
+        else:
+            self._applier.work(item)
+        if self._fetch_held is not None or not self._applier.queue.empty():
             self._app_has_work()
 
-    def _app_writes(self, index: int, command: bytes) -> None:
+    def _app_writes(self, index: int, command: bytes) -> bool:
         if self.app_errors_due:
             self.app_errors_due -= 1
             raise AppTrouble("the simulated app has a bad moment")
         assert index > self._applied_index, f"{self.id} applies {index} after {self._applied_index}"
         self._applied_index = index
         self.world.referee.applied(self.id, index, command)
+        return self.world.rng.random() < self.world.snapshot_chance
+
+    # Snapshots --------------------------------------------------------------------------------------------------------
+
+    def _tell(self, event: Any) -> None:
+        self.may_lose_power()
+        self._inbox.put(event)
+
+    def _keeper_has_work(self) -> None:
+        self.may_lose_power()
+        if not self._keeping:
+            self._keeping = True
+            self.later(self.world.app_seconds(), self._keep)
+
+    def _keep(self) -> None:
+        self._keeping = False
+        self._keeper.work(self._keeper.queue.get_nowait())
+        if not self._keeper.queue.empty():
+            self._keeper_has_work()
+
+    def copied(self, index: int, sessions: bytes) -> None:
+        self._keeper.copied(index, sessions)
+
+    def fold_wanted(self) -> None:
+        raise AssertionError("the registers only copy")
+
+    def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
+        if snapshot is not None:
+            self._tell(SnapshotFetched(leader=fetch.leader, snapshot=snapshot))
+        else:
+            self._tell(SnapshotFetchFailed(leader=fetch.leader, last_entry=fetch.last_entry))
+
+    def installed(self, snapshot: Snapshot) -> None:
+        assert snapshot.index > self._applied_index, f"{self.id} installs {snapshot.index} over {self._applied_index}"
+        self.world.count("snapshot installed")
+        self._state_is(snapshot)
+
+    def _state_is(self, snapshot: Snapshot) -> None:
+        self._applied_index = snapshot.index
+        self.world.referee.installed(self.id, snapshot.index, self._registers.snapshot())
+
+    def fetch_snapshot(self, leader_id: str, sink: SnapshotSink) -> None:
+        self.may_lose_power()
+        world = self.world
+        self.later(world.turn_seconds(), self._pull, leader_id, sink)
+        if world.havoc.raging and world.faults.crashes and world.rng.random() < 0.2:
+            victim = world.servers[world.rng.choice((self.id, leader_id))]
+            world.at(world.rng.uniform(0, 0.2), victim._crash_and_return, victim.life)
+
+    def _pull(self, leader_id: str, sink: SnapshotSink) -> None:
+        """The next bytes come, or the stream breaks and is taken up again where it was."""
+        if sink.ended:
+            return
+        world, leader = self.world, self.world.servers[leader_id]
+        reached = world.havoc.reaches(self.id, leader_id) and world.havoc.reaches(leader_id, self.id)
+        if leader.raft is None or not reached:
+            world.count("stream of a snapshot broke", sink.offset > 0)
+            self.later(world.rng.uniform(0.05, 0.3), self._pull, leader_id, sink)
+            return
+        try:
+            with leader._keeper.reading(sink.last_entry) as (snapshot, chunks):
+                content = b"".join(chunks)
+        except KeyError:
+            world.count("snapshot was gone")
+            sink.fail("it is not held any more")
+            return
+        if not sink.begin(snapshot):
+            sink.fail("another snapshot")
+            return
+        sink.put(content[sink.offset :][: world.rng.choice((1, 10, 1000))])
+        if sink.complete:
+            sink.finish()
+        else:
+            self.later(world.snapshot_seconds(), self._pull, leader_id, sink)
 
     def _app_applied(self, index: int) -> None:
         self.loop.app_applied(index)
