@@ -60,6 +60,12 @@ def channel_options(bytes_max: int, keepalive_ms: int = 500) -> list[tuple[str, 
     ]
 
 
+BULK_OPTIONS = [
+    # A window of fixed size: gRPC would let it grow with the bandwidth, and hold that much in memory on both sides.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2 * 1024 * 1024),
+]
+"""Of a connection for a snapshot, beside channel_options."""
 BROKEN_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 """With which a stream ends when the network or the peer's process does."""
 FULL_SECONDS = 0.005
@@ -219,6 +225,7 @@ class PeerLink:
         self._refused_until = 0.0
         self._lock = native_lock()
         self._calls: CallStream | None = None
+        self._fetch_channels: set[LazyChannel] = set()
         self.channel = LazyChannel(dialled or address, channel_options(config.message_bytes_max))
         self._appends = PeerStream(
             self,
@@ -284,21 +291,32 @@ class PeerLink:
         self.mode.spawn(self._fetch_snapshot, sink, name="geraft snapshot fetcher")
 
     def _fetch_snapshot(self, sink: SnapshotSink) -> None:
-        pause = RETRY_SECONDS
-        while not sink.ended:
-            before = sink.offset
-            failure = self._pull(sink)
-            if sink.complete:
-                sink.finish()
-                return
-            if failure or self._closed:
-                sink.fail(failure or f"{self.peer} is no peer any more")
-                return
-            log.info("the stream of a snapshot from %s broke after %d bytes", self.peer, sink.offset)
-            pause = RETRY_SECONDS if sink.offset > before else min(2 * pause, RETRY_SECONDS_MAX)
-            sleep(pause)
+        """Over a connection of its own, so that calls and votes do not queue behind the bytes."""
+        channel = LazyChannel(self.address, [*channel_options(self._config.message_bytes_max), *BULK_OPTIONS])
+        with self._lock:
+            self._fetch_channels.add(channel)
+        try:
+            pause, broken = RETRY_SECONDS, False
+            while not sink.ended:
+                if broken:
+                    log.info("the stream of a snapshot from %s broke after %d bytes", self.peer, sink.offset)
+                before = sink.offset
+                failure = self._pull(channel, sink)
+                if sink.complete:
+                    sink.finish()
+                    return
+                if failure or self._closed:
+                    sink.fail(failure or f"{self.peer} is no peer any more")
+                    return
+                broken = True
+                pause = RETRY_SECONDS if sink.offset > before else min(2 * pause, RETRY_SECONDS_MAX)
+                sleep(pause)
+        finally:
+            with self._lock:
+                self._fetch_channels.discard(channel)
+            channel.close()
 
-    def _pull(self, sink: SnapshotSink) -> str:
+    def _pull(self, channel: LazyChannel, sink: SnapshotSink) -> str:
         """Read one stream until it ends. Why the rest can't be had from this peer, "" if it may be on another try."""
         services = self._services
         header = pb.Header(
@@ -315,7 +333,7 @@ class PeerLink:
         rpc: Any = None
         begun = False
         try:
-            open_stream: Any = self.channel.get().unary_stream("/geraft.Raft/GetSnapshot")
+            open_stream: Any = channel.get().unary_stream("/geraft.Raft/GetSnapshot")
             rpc = open_stream(request.SerializeToString())
             for encoded in rpc:
                 reply = codec.parse(pb.GetSnapshotRep.FromString, encoded)
@@ -365,9 +383,11 @@ class PeerLink:
         self._appends.close()
         self._heartbeats.close()
         with self._lock:
-            calls = self._calls
+            calls, fetch_channels = self._calls, list(self._fetch_channels)
         if calls is not None:
             calls.close()
+        for channel in fetch_channels:
+            channel.close()
         self.channel.close()
 
     # What the streams report

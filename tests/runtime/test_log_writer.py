@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from runtime_parts import TamedStorage, wait_until
 
-from geraft.core.effects import Persist, Send
+from geraft.core.effects import CompactLog, Persist, RecordSnapshot, Send
 from geraft.core.entries import Ballot, EntryBatch, EntryId, EntryKind
-from geraft.core.events import Persisted
+from geraft.core.events import LogCompacted, Persisted, SnapshotRecorded
+from geraft.core.membership import initial_configuration
 from geraft.core.messages import TimeoutNow
-from geraft.errors import StorageError, StorageFailed, StorageLocked
+from geraft.core.snapshots import Snapshot
+from geraft.errors import CompactionRefused, StorageError, StorageFailed, StorageLocked
 from geraft.runtime import log_writer
-from geraft.runtime.log_writer import LogWriter
+from geraft.runtime.log_writer import ForgetSnapshot, LogWriter
 from geraft.storage.base import Identity
 
 
@@ -131,3 +133,54 @@ def test_the_end_is_found_by_a_group_that_fails(desk: Desk) -> None:
     desk.storage.write_gate.open()
     assert desk.writer.wait_until_ended(20)
     assert not desk.storage.is_open
+
+
+def record(index: int) -> Snapshot:
+    return Snapshot(
+        last_entry=EntryId(1, index),
+        configuration=initial_configuration({"n1": "127.0.0.1:1"}),
+        configuration_index=1,
+        size_bytes=0,
+        checksum=0,
+    )
+
+
+def test_snapshots_and_cuts_come_in_order_with_writes(desk: Desk) -> None:
+    desk.hold()
+    put = desk.writer.queue.put
+    put(Persist(sequence=1, batches=(batch(2), batch(3)), then=(reply(1),)))
+    put(RecordSnapshot(snapshot=record(3)))
+    put(Persist(sequence=2, batches=(batch(4),), then=(reply(2),)))
+    put(CompactLog(index=3, bytes_max=2**30))
+    put(ForgetSnapshot(2))
+    desk.storage.write_gate.open()
+    wait_until(lambda: 2 in desk.said[-1:] and desk.said)
+    after_hold = desk.said[1:]
+    assert [told for told in after_hold if not isinstance(told, Persisted)] == [
+        1,
+        SnapshotRecorded(snapshot=record(3)),
+        2,
+        LogCompacted(base=EntryId(1, 3)),
+        2,
+    ]
+
+
+def test_a_log_gives_way_before_what_comes_after_it_is_written(desk: Desk) -> None:
+    desk.hold()
+    put = desk.writer.queue.put
+    put(Persist(sequence=1, batches=(batch(2),)))
+    put(Persist(sequence=2, reset=record(50), then=(reply(9),)))
+    put(Persist(sequence=3, batches=(batch(51),), ballot=Ballot(7)))
+    desk.storage.write_gate.open()
+    wait_until(lambda: any(isinstance(told, Persisted) and told.sequence == 3 for told in desk.said))
+    recorded = desk.said.index(SnapshotRecorded(snapshot=record(50)))
+    assert desk.said[recorded + 1] == 9, "what waited for it leaves once it is there"
+    assert desk.said[-1] == Persisted(sequence=3, last_entry=EntryId(1, 51), ballot=Ballot(7))
+    assert desk.storage.read(51, 51, 1) == [batch(51)]
+    assert desk.storage.read(2, 2, 1) == []
+
+
+def test_a_cut_that_the_store_refuses_ends_the_writer(desk: Desk) -> None:
+    desk.writer.queue.put(CompactLog(index=1, bytes_max=1))
+    wait_until(lambda: desk.crashes)
+    assert isinstance(desk.crashes[0], CompactionRefused)

@@ -123,16 +123,16 @@ MUTATIONS = (
         5,
         "a failed write is taken for done",
         "runtime/log_writer.py",
-        "            except StorageError:\n                raise",
-        "            except StorageError:\n                pass",
+        "        except StorageError:\n            raise",
+        "        except StorageError:\n            pass",
     ),
     Mutation(
         5,
         "replies leave before the disk has what they tell of",
         "runtime/log_writer.py",
-        "        if ballot is not None or batches:\n            self._busy_since",
+        "        if ballot is not None or batches:\n            self._store",
         "        for send in then:\n            self._send(send.to, send.message)\n"
-        "        if ballot is not None or batches:\n            self._busy_since",
+        "        if ballot is not None or batches:\n            self._store",
     ),
     Mutation(
         5,

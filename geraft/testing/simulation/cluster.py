@@ -92,11 +92,11 @@ class Simulation:
             inflight_messages_max=rng.choice((2, 64)),
             uncommitted_bytes_max=rng.choice((40, 128 << 20)),
             apply_bytes_max=rng.choice((100, 8 << 20)),
-            trailing_entries=rng.choice((0, 3, 30)),
+            trailing_entries=rng.choice((0, 0, 3, 30)),
             compact_bytes_max=rng.choice((1, 200, 1 << 20)),
         )
         self.snapshot_chance = rng.choice((0.0, 0.02, 0.2, 1.0))  # that an app makes one after a command
-        self._snapshot_mean = rng.choice((0.001, 0.05, 0.5))
+        self._snapshot_mean = rng.choice((0.001, 0.1, 1.0))
         longest = self.settings.election_timeout_seconds
         if faults.tunings:
             longest = max(longest, LONGEST_ELECTION_TIMEOUT_SECONDS)
