@@ -10,7 +10,7 @@ from geraft.per_process import PerProcess
 from geraft.runtime.hub import Consistency
 from geraft.runtime.status import ClusterInfo, NodeStatus, PeerStatus
 from geraft.service import make_raft_service, raft_server_options
-from geraft.simple import FileRepository, MemoryRepository, SimpleRaftApp, to_raft_app
+from geraft.simple import FileRepository, FsspecRepository, MemoryRepository, SimpleRaftApp, to_raft_app
 from geraft.storage import FileStorage, MemoryStorage, RocksdbStorage, SqliteStorage
 from geraft.storage.base import RaftStorage
 
@@ -21,6 +21,7 @@ __all__ = [
     "Consistency",
     "FileRepository",
     "FileStorage",
+    "FsspecRepository",
     "MakeSnapshot",
     "Member",
     "MemoryRepository",

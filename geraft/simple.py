@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -9,10 +10,10 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from geraft.app import MakeSnapshot, RaftApp
-from geraft.errors import StorageCorrupt, StorageFailed
+from geraft.errors import ConfigError, StorageCorrupt, StorageFailed
 
 CHUNK_BYTES = 256 * 1024
 
@@ -155,7 +156,7 @@ class FileRepository(SnapshotRepository):
         def chunks() -> Iterator[bytes]:
             with file:
                 try:
-                    yield from _checked_chunks(file, path)
+                    yield from _checked_chunks(file, path, os.fstat(file.fileno()).st_size)
                 except OSError as error:
                     raise StorageFailed(f"snapshot {path} can't be read: {error}", path=str(path)) from error
 
@@ -183,8 +184,103 @@ class FileRepository(SnapshotRepository):
             os.close(descriptor)
 
 
-def _checked_chunks(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    length = os.fstat(file.fileno()).st_size - len(MAGIC) - TRAILER.size
+class FsspecRepository(SnapshotRepository):
+    """Keeps each snapshot as a file or object of its own below any fsspec URL. Needs the extra `fsspec`.
+
+        FsspecRepository("s3://bucket/cluster/n1", key=..., secret=...)
+
+    url: a place that belongs to this node alone; made if need be. options: for the file system, as fsspec takes them.
+    Writes under a temporary name first, and reads back nothing that is not whole: every file ends with its length and
+    checksum. How durable a file is when it was written is the file system's word; on the local one it is synced.
+    Raises ConfigError if fsspec or the package for the URL's protocol is missing.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError:
+            raise ConfigError("FsspecRepository needs fsspec: install geraft[fsspec]") from None
+        self.url = url
+        try:
+            self._files, self._root = url_to_fs(url, **options)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{url} can't be used: {error}") from error
+        self._is_local = "file" in ((protocol,) if isinstance(protocol := self._files.protocol, str) else protocol)
+        with self._errors("used"):
+            self._files.makedirs(self._root, exist_ok=True)
+            for path in self._paths(r"snapshot-\d+\.temporary"):
+                self._files.rm_file(path)
+
+    def save(self, snapshot_index: int, chunks: Iterable[bytes]) -> None:
+        path = self._path(snapshot_index)
+        temporary = path + ".temporary"
+        with self._errors("written"):
+            try:
+                with self._files.open(temporary, "wb") as file:
+                    length, checksum = 0, 0
+                    file.write(MAGIC)
+                    for chunk in chunks:
+                        file.write(chunk)
+                        length += len(chunk)
+                        checksum = zlib.crc32(chunk, checksum)
+                    file.write(TRAILER.pack(length, checksum))
+                self._sync(temporary)
+                self._files.mv(temporary, path)
+                self._sync(self._root)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._files.rm_file(temporary)
+                raise
+
+    def open(self, snapshot_index: int) -> Iterator[bytes]:
+        path = self._path(snapshot_index)
+        with self._errors("read"):
+            file = self._files.open(path, "rb")
+            size_bytes = int(self._files.info(path)["size"])
+
+        def chunks() -> Iterator[bytes]:
+            with file, self._errors("read"):
+                yield from _checked_chunks(file, path, size_bytes)
+
+        return chunks()
+
+    def delete(self, snapshot_index: int) -> None:
+        with self._errors("removed"), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._path(snapshot_index))
+
+    def indexes(self) -> list[int]:
+        with self._errors("listed"):
+            return sorted(int(path.rpartition("-")[2]) for path in self._paths(r"snapshot-\d+"))
+
+    def _path(self, snapshot_index: int) -> str:
+        return f"{self._root.rstrip('/')}/snapshot-{snapshot_index:020d}"
+
+    def _paths(self, pattern: str) -> list[str]:
+        self._files.invalidate_cache()  # of listings: another process may have been here before us
+        names = self._files.ls(self._root, detail=False)
+        return [name for name in names if re.fullmatch(pattern, name.rpartition("/")[2])]
+
+    def _sync(self, path: str) -> None:
+        if self._is_local:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _errors(self, done: str) -> Iterator[None]:
+        """What file systems raise has as many kinds as there are of them; ours, and the chunks' own, pass."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StorageFailed(f"there is no snapshot {error}", path=self.url) from error
+        except OSError as error:
+            raise StorageFailed(f"{self.url} can't be {done}: {error}", path=self.url) from error
+
+
+def _checked_chunks(file: BinaryIO, path: Path | str, size_bytes: int) -> Iterator[bytes]:
+    length = size_bytes - len(MAGIC) - TRAILER.size
     if length < 0 or file.read(len(MAGIC)) != MAGIC:
         raise StorageCorrupt(f"{path} is no snapshot, or one cut off", path=str(path))
     left, checksum = length, 0

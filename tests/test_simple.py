@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from geraft.app import MakeSnapshot
-from geraft.errors import StorageCorrupt, StorageFailed
+from geraft.errors import ConfigError, StorageCorrupt, StorageFailed
 from geraft.simple import (
     CHUNK_BYTES,
     FileRepository,
+    FsspecRepository,
     MemoryRepository,
     SimpleRaftApp,
     SnapshotRepository,
@@ -44,9 +46,19 @@ class Sum(SimpleRaftApp):
         self.total = int(snapshot or b"0")
 
 
-@pytest.fixture(params=["memory", "file"])
+def make_repository(kind: str, directory: Path) -> SnapshotRepository:
+    if kind == "memory":
+        return MemoryRepository()
+    if kind == "file":
+        return FileRepository(directory)
+    pytest.importorskip("fsspec")
+    url = f"memory://{directory}" if kind == "fsspec memory" else f"file://{directory}"
+    return FsspecRepository(url)
+
+
+@pytest.fixture(params=["memory", "file", "fsspec memory", "fsspec file"])
 def repository(request: pytest.FixtureRequest, tmp_path: Path) -> SnapshotRepository:
-    return MemoryRepository() if request.param == "memory" else FileRepository(tmp_path / "snapshots")
+    return make_repository(request.param, tmp_path / "snapshots")
 
 
 def test_writes_are_answered_and_wishes_passed_on(repository: SnapshotRepository) -> None:
@@ -110,22 +122,24 @@ def test_snapshots_are_listed_replaced_and_deleted(repository: SnapshotRepositor
         b"".join(repository.open(30))
 
 
-def test_a_source_that_breaks_off_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "fsspec file"])
+def test_a_source_that_breaks_off_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
     def chunks() -> Iterator[bytes]:
         yield b"half"
         raise ConnectionError("the sender is gone")
 
-    repository = FileRepository(tmp_path)
+    repository = make_repository(kind, tmp_path)
     with pytest.raises(StorageFailed, match="the sender is gone"):
         repository.save(1, chunks())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_crash_left_is_swept_by_the_next_start(tmp_path: Path) -> None:
-    FileRepository(tmp_path).save(1, [b"whole"])
+@pytest.mark.parametrize("kind", ["file", "fsspec file"])
+def test_what_a_crash_left_is_swept_by_the_next_start(tmp_path: Path, kind: str) -> None:
+    make_repository(kind, tmp_path).save(1, [b"whole"])
     (tmp_path / "snapshot-00000000000000000002.temporary").write_bytes(b"half")
     (tmp_path / "notes.txt").write_bytes(b"not ours")
-    assert FileRepository(tmp_path).indexes() == [1]
+    assert make_repository(kind, tmp_path).indexes() == [1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "snapshot-00000000000000000001"]
 
 
@@ -143,8 +157,11 @@ def test_what_a_crash_left_is_swept_by_the_next_start(tmp_path: Path) -> None:
     ],
     ids=["last byte", "half", "magic only", "empty", "magic", "one bit", "checksum", "tail"],
 )
-def test_a_damaged_file_is_found_before_it_is_installed(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    repository = FileRepository(tmp_path)
+@pytest.mark.parametrize("kind", ["file", "fsspec file"])
+def test_a_damaged_file_is_found_before_it_is_installed(
+    tmp_path: Path, damage: Callable[[bytes], bytes], kind: str
+) -> None:
+    repository = make_repository(kind, tmp_path)
     app = Sum()
     app.total = 99
     repository.save(1, [b"7" * 1000])
@@ -154,3 +171,19 @@ def test_a_damaged_file_is_found_before_it_is_installed(tmp_path: Path, damage: 
         to_raft_app(app, repository).install_snapshot(1)
     assert caught.value.path == str(path)
     assert app.total == 99
+
+
+def test_a_url_that_no_file_system_serves_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    with pytest.raises(ConfigError, match="nonsense"):
+        FsspecRepository("nonsense://bucket/n1")
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(ConfigError, match=r"geraft\[fsspec\]"):
+        FsspecRepository("memory://n1")
+
+
+@pytest.mark.parametrize("kind", ["file", "fsspec file"])
+def test_what_a_file_holds_is_the_same_however_it_was_written(tmp_path: Path, kind: str) -> None:
+    make_repository(kind, tmp_path).save(7, [b"a" * 1000, b"b"])
+    for other in ("file", "fsspec file"):
+        assert b"".join(make_repository(other, tmp_path).open(7)) == b"a" * 1000 + b"b"

@@ -44,6 +44,8 @@ FOUND = {
     "confirmed reads do not wait for the app": 60,
     "every read is served at once": 40,
     "a linearizable read is content with a lease, whatever the clocks": 60,
+    # 8: snapshots
+    "a cut takes the configuration in force with it": 40,
     # 9: elections
     "no pre-vote": 60,
     "no check-quorum": 40,

@@ -1,0 +1,235 @@
+"""What is kept of snapshots, what is thrown away and when, and in which order the store and the app are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from runtime_parts import wait_until
+
+from geraft.app import MakeSnapshot, RaftApp
+from geraft.core.entries import EntryBatch, EntryId, EntryKind
+from geraft.core.events import SnapshotMade
+from geraft.core.membership import initial_configuration
+from geraft.core.snapshots import Snapshot
+from geraft.errors import StorageFailed
+from geraft.records import encode_session_write
+from geraft.runtime.snapshot_keeper import LoggedCommands, SnapshotKeeper, measure
+from geraft.sessions import Limits, SessionTable, commands_applied, opening
+from geraft.storage import MemoryStorage
+
+
+class Shelf(RaftApp):
+    """Holds snapshots by index, and notes what it is told to do."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, bytes] = {}
+        self.said: list[tuple[str, int]] = []
+        self.before_open: Callable[[int], object] = lambda index: None
+
+    def process_read(self, request: bytes) -> bytes:
+        return b""
+
+    def process_write(self, request: bytes, entry_index: int) -> tuple[bytes, MakeSnapshot]:
+        return b"", MakeSnapshot.NONE
+
+    def install_snapshot(self, snapshot_index: int | None) -> None:
+        self.said.append(("install", snapshot_index or 0))
+
+    def fold_snapshot(self, old_snapshot_index: int | None, requests: Sequence[bytes], snapshot_index: int) -> None:
+        self.held[snapshot_index] = self.held.get(old_snapshot_index or 0, b"") + b"".join(requests)
+
+    def save_snapshot(self, chunks: Iterable[bytes], snapshot_index: int) -> None:
+        self.held[snapshot_index] = b"".join(chunks)
+
+    def open_snapshot(self, snapshot_index: int) -> Iterator[bytes]:
+        self.before_open(snapshot_index)
+        return iter([self.held[snapshot_index]])
+
+    def delete_snapshot(self, snapshot_index: int) -> None:
+        self.said.append(("delete", snapshot_index))
+        self.held.pop(snapshot_index, None)
+
+    def list_snapshots(self) -> Sequence[int]:
+        return sorted(self.held)
+
+
+class Desk:
+    """A keeper whose store forgets when the test says so."""
+
+    def __init__(self) -> None:
+        self.app = Shelf()
+        self.storage = MemoryStorage()
+        self.storage.open()
+        self.made: list[SnapshotMade] = []
+        self.crashes: list[BaseException] = []
+        self.applied = 0
+        self.keeper = SnapshotKeeper(
+            self.app,
+            self.storage,
+            made=self.made.append,
+            forget=lambda index: self.app.said.append(("forget", index)),
+            ask_app=lambda answer: answer(self.applied, b"sessions"),
+            on_crash=self.crashes.append,
+        )
+        self.keeper.start()
+
+    def record(self, index: int) -> Snapshot:
+        """As the node loop does it, once the store has it."""
+        size_bytes, checksum = measure(iter([self.app.held[index]]))
+        snapshot = Snapshot(
+            last_entry=EntryId(1, index),
+            configuration=initial_configuration({"n1": "127.0.0.1:1"}),
+            configuration_index=1,
+            size_bytes=size_bytes,
+            checksum=checksum,
+        )
+        self.keeper.recorded(snapshot)
+        return snapshot
+
+    def settle(self) -> None:
+        """Until the keeper has done all that it was given."""
+        self.keeper.run(lambda: None, 20, lambda: TimeoutError("the keeper hangs"))
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    assert desk.keeper.stop(20)
+    assert not desk.crashes
+
+
+def test_the_two_newest_stay_and_the_store_forgets_before_the_bytes_go(desk: Desk) -> None:
+    for index in (10, 20, 30):
+        desk.app.held[index] = b"%d" % index
+        desk.record(index)
+    desk.settle()
+    assert desk.app.said == [("forget", 10)], "its record is still on the disk"
+    assert sorted(desk.app.held) == [10, 20, 30]
+    desk.keeper.forgotten(10)
+    desk.settle()
+    assert desk.app.said == [("forget", 10), ("delete", 10)]
+    assert sorted(desk.app.held) == [20, 30]
+
+
+def test_a_snapshot_that_is_being_read_stays(desk: Desk) -> None:
+    """FLAWS D5: the original deletes the file under a follower that reads it."""
+    desk.app.held[10] = b"ten"
+    first = desk.record(10)
+    with desk.keeper.reading(first.last_entry) as (snapshot, chunks):
+        for index in (20, 30, 40):
+            desk.app.held[index] = b"newer"
+            desk.record(index)
+        desk.settle()
+        assert desk.app.said == [("forget", 20)]
+        assert (snapshot, b"".join(chunks)) == (first, b"ten")
+    desk.settle()
+    assert desk.app.said == [("forget", 20), ("forget", 10)]
+    with pytest.raises(KeyError), desk.keeper.reading(first.last_entry):
+        pass
+    with pytest.raises(KeyError), desk.keeper.reading(EntryId(2, 40)):
+        pass
+
+
+def test_of_copies_that_wait_only_the_newest_is_read(desk: Desk) -> None:
+    gate = threading.Event()
+    desk.app.before_open = lambda index: gate.wait(20) if index == 1 else None
+    for index in range(1, 6):
+        desk.app.held[index] = b"%d" % index
+        desk.keeper.copied(index, b"s%d" % index)
+        if index == 1:
+            wait_until(lambda: desk.keeper.queue.empty())
+    gate.set()
+    desk.settle()
+    assert [(made.index, made.sessions) for made in desk.made] == [(1, b"s1"), (5, b"s5")]
+    assert desk.made[1].size_bytes == 1
+    assert sorted(desk.app.held) == [1, 5]
+
+
+def test_a_fetched_one_that_comes_too_late_does_not_take_the_apps_own_with_it(desk: Desk) -> None:
+    desk.app.held[10] = b"made here"
+    desk.keeper.copied(10, b"")
+    desk.settle()
+    desk.keeper.discard(10, fetched=True)
+    desk.settle()
+    assert 10 in desk.app.held, "it is on its way into the catalogue"
+    desk.record(10)
+    desk.keeper.discard(10, fetched=False)
+    desk.settle()
+    assert 10 in desk.app.held, "it is in the catalogue"
+    desk.app.held[20] = b"fetched"
+    desk.keeper.discard(20, fetched=True)
+    desk.app.held[30] = b"made, and outdated"
+    desk.keeper.copied(30, b"")
+    desk.settle()
+    desk.keeper.discard(30, fetched=False)
+    desk.settle()
+    assert sorted(desk.app.held) == [10]
+
+
+def commands(first_index: int, *given: bytes, kind: EntryKind = EntryKind.COMMAND) -> EntryBatch:
+    return EntryBatch(term=1, first_index=first_index, kind=kind, commands=given)
+
+
+def test_a_fold_reads_the_commands_since_the_last_one_and_no_others(desk: Desk) -> None:
+    desk.storage.write(
+        None, [commands(1, b"a", b"b"), commands(3, b"", kind=EntryKind.NOOP), commands(4, b"c", b"d", b"e")]
+    )
+    desk.applied = 4
+    desk.keeper.fold()
+    desk.settle()
+    assert desk.app.held == {4: b"abc"}
+    assert [(made.index, made.sessions) for made in desk.made] == [(4, b"sessions")]
+    desk.record(4)
+    desk.applied = 6
+    desk.keeper.fold()
+    desk.settle()
+    assert desk.app.held[6] == b"abcde"
+
+
+def test_a_write_that_a_client_repeated_is_folded_once(desk: Desk) -> None:
+    """Its first attempt may be part of the older snapshot, whose sessions tell of it."""
+    opened = opening(Limits(sessions_max=10, writes_max=10, answer_bytes_max=1000))
+    first, second = (encode_session_write(1, number, 1, b"write %d;" % number) for number in (1, 2))
+    desk.storage.write(
+        None,
+        [
+            commands(1, opened, first, kind=EntryKind.SESSION),
+            commands(3, b"plain;"),
+            commands(4, first, second, second, kind=EntryKind.SESSION),
+        ],
+    )
+    assert list(LoggedCommands(desk.storage, None, 6)) == [b"write 1;", b"plain;", b"write 2;"]
+    table = SessionTable()
+    commands_applied(table, desk.storage.read(1, 2, 10**9))
+    desk.app.held[2] = b"write 1;"
+    older = dataclasses.replace(desk.record(2), sessions=table.encode())
+    assert list(LoggedCommands(desk.storage, older, 6)) == [b"plain;", b"write 2;"]
+
+
+def test_commands_that_are_cut_off_under_a_fold_end_it(desk: Desk) -> None:
+    desk.storage.write(None, [commands(1, b"a"), commands(2, b"b"), commands(3, b"c")])
+    requests = LoggedCommands(desk.storage, None, 3)
+    assert list(requests) == list(requests) == [b"a", b"b", b"c"]
+    assert (len(requests), requests[1], requests[-1], requests[:2]) == (3, b"b", b"c", [b"a", b"b"])
+    with pytest.raises(IndexError):
+        requests[3]
+    desk.app.held[2] = b""
+    desk.storage.record_snapshot(desk.record(2))
+    desk.storage.compact(2, 10**9)
+    with pytest.raises(StorageFailed, match="no longer in the log"):
+        list(requests)
+
+
+def test_what_can_not_be_deleted_is_left_for_the_next_start(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(desk.app, "delete_snapshot", fail)
+    desk.keeper.discard(5, fetched=False)
+    desk.settle()
+    assert not desk.crashes
