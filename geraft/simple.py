@@ -257,7 +257,10 @@ class FsspecRepository(SnapshotRepository):
 
     def _paths(self, pattern: str) -> list[str]:
         self._files.invalidate_cache()  # of listings: another process may have been here before us
-        names = self._files.ls(self._root, detail=False)
+        try:
+            names = self._files.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return []  # an object store knows of no directory before there is something in it
         return [name for name in names if re.fullmatch(pattern, name.rpartition("/")[2])]
 
     def _sync(self, path: str) -> None:
