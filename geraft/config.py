@@ -68,6 +68,8 @@ class Config:
     """Entries kept in the log behind the newest snapshot, for followers that are a little slow."""
     compact_bytes_max: int = _tunable(1 * MIB)
     """Bytes cut off the log in one step; writes go on between two steps."""
+    leader_priority: int = _tunable(0, may_be_zero=True)
+    """A leader hands over to a voter with a higher one as soon as that holds all of the log; equal everywhere: off."""
     storage_stall_seconds: float = _tunable(10.0)
     """A write to the log store that takes longer counts as failed: the node steps down and stops."""
     stop_timeout_seconds: float = _tunable(10.0)
@@ -98,6 +100,8 @@ class Config:
             )
         if self.clock_drift_max >= 1:
             raise ConfigError("clock_drift_max is a fraction below 1")
+        if self.leader_priority > 1000:
+            raise ConfigError(f"leader_priority is at most 1000, not {self.leader_priority!r}")
         if self.message_bytes_max < max(self.command_bytes_max, self.append_bytes_max) + MIB:
             raise ConfigError(
                 "message_bytes_max must exceed command_bytes_max and append_bytes_max by 1 MiB,"

@@ -54,6 +54,14 @@ class NodeForked(NothingHappened):
     """The node was started in another process: a forked child must start one of its own."""
 
 
+class MembershipPending(NothingHappened):
+    """Another change of the membership is under way. Wait until it has ended, then ask again."""
+
+
+class CatchUpFailed(NothingHappened):
+    """A server did not answer or did not catch up, so it is no voter; one that came in for this is out again."""
+
+
 class TransferFailed(NothingHappened):
     """Leadership stayed where it was."""
 
@@ -76,6 +84,10 @@ class ConfigError(Rejected, ValueError):
 
 class CommandTooLarge(Rejected, ValueError):
     """The command is larger than Config.command_bytes_max."""
+
+
+class MembershipRefused(Rejected):
+    """The membership can't be changed so; the message says why and what to do."""
 
 
 class ReadFailed(Rejected):
@@ -118,6 +130,14 @@ class AddressInUse(StartRefused):
 
 class BootstrapRefused(StartRefused):
     """The store already holds the state of a cluster, or holds none and no bootstrap list was given."""
+
+
+class JoinRefused(StartRefused):
+    """The cluster does not let this node in: its store holds other state, or its id or address is taken."""
+
+
+class RecoveryRefused(StartRefused):
+    """The store holds nothing that a cluster could go on with."""
 
 
 class GrpcHubTaken(StartRefused):

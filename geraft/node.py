@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from geraft.app import RaftApp
 from geraft.client.session import WriteSession
 from geraft.config import Config
+from geraft.core.membership import (
+    AddServer,
+    DemoteServer,
+    Member,
+    MembershipChange,
+    PromoteServer,
+    RemoveServer,
+    ReplaceMembers,
+)
 from geraft.errors import (
     CommandTooLarge,
     ConfigError,
@@ -24,9 +33,10 @@ from geraft.errors import (
     TransferFailed,
 )
 from geraft.runtime.hub import Call, CallKind, Consistency, SessionWrite, monotonic
-from geraft.runtime.node_loop import LeaderWanted, Transfer
+from geraft.runtime.node_loop import LeaderWanted
 from geraft.runtime.status import ClusterInfo, NodeStatus
 from geraft.runtime.supervisor import Phase, Supervisor
+from geraft.runtime.wishes import Change, Transfer, Wish
 from geraft.storage.base import RaftStorage
 from geraft.transport.hosted import Door
 
@@ -49,6 +59,11 @@ class RaftNode:
     bootstrap: the voters that found the cluster, address by id, the same on each of them. It founds a cluster only over
     an empty store; over the state of that same cluster it changes nothing, over any other state the start is refused.
     cluster_name: tells two clusters founded by the same list apart.
+    join: addresses of members of a cluster that this node shall join. Over an empty store it asks to be let in, and
+    start() returns once it is a learner that the leader reaches; it becomes a voter by itself when it has caught up, or
+    stays a learner if `learner` (a read replica). Over the state of that same cluster it changes nothing.
+    advertise: "host:port" under which the others reach it, if that is not where it listens. A node that comes back
+    under another one tells the cluster itself.
     dial: for the address of a member, the one to reach it by from here, where that is another one: a tunnel, a proxy.
 
     server: a gRPC server of yours that serves the node beside your own services, at the address `listen`;
@@ -67,6 +82,9 @@ class RaftNode:
         listen: str = "",
         bootstrap: Mapping[str, str] | None = None,
         cluster_name: str = "",
+        join: Iterable[str] | None = None,
+        learner: bool = False,
+        advertise: str = "",
         config: Config | None = None,
         dial: Mapping[str, str] | None = None,
         server: grpc.Server | None = None,
@@ -84,6 +102,9 @@ class RaftNode:
                 _check_address(address, "bootstrap address")
         if listen:
             _check_address(listen, "listen")
+        if advertise:
+            _check_address(advertise, "advertise")
+        seeds = _seeds(join, bootstrap, listen, advertise)
         for address, dialled in (dial or {}).items():
             _check_address(address, "each address in dial")
             _check_address(dialled, "each address in dial")
@@ -97,6 +118,9 @@ class RaftNode:
             cluster_name=cluster_name,
             config=config if config is not None else Config(),
             sender=self,
+            join=seeds,
+            learner=learner,
+            advertise=advertise,
             dial=dial,
             door=Door(server) if server is not None else None,
         )
@@ -109,8 +133,9 @@ class RaftNode:
     def start(self, timeout_seconds: float = 30.0) -> Self:
         """Open the store, listen, and take part; blocks until the node runs, not until there is a leader.
 
-        Raises StorageError for a store that is locked, corrupt, foreign or too new, BootstrapRefused, AddressInUse,
-        GrpcHubTaken; the node then holds nothing and can't be started again.
+        With join over an empty store, blocks until the cluster has let it in.
+        Raises StorageError for a store that is locked, corrupt, foreign or too new, BootstrapRefused, JoinRefused,
+        AddressInUse, GrpcHubTaken; the node then holds nothing and can't be started again.
         """
         _check_timeout(timeout_seconds)
         self._supervisor.start(timeout_seconds)
@@ -279,15 +304,76 @@ class RaftNode:
         return leader_id
 
     def transfer_leadership(self, target: str = "", timeout_seconds: float = 5.0) -> None:
-        """As the leader: hand over to a voter, by default the one that holds most of the log (Raft dissertation 3.10).
+        """Let the leader hand over to a voter, by default the one that holds most of the log (Raft dissertation 3.10).
 
-        Blocks until another term began, or the attempt was given up after an election timeout. New writes wait
-        meanwhile. Raises TransferFailed if leadership stayed here, or this node does not lead.
+        On a follower this is forwarded once, to the leader it knows. Blocks until another term began, or the attempt
+        was given up after an election timeout. New writes wait meanwhile. Raises TransferFailed if leadership stayed
+        where it was, NoLeader if there is none.
         """
         _check_timeout(timeout_seconds)
-        transfer = Transfer(target)
-        self._supervisor.put(transfer)
-        transfer.result(timeout_seconds, lambda: TransferFailed(f"no outcome within {timeout_seconds} s"))
+        transfer = Transfer(target, monotonic() + timeout_seconds, forwarded=False)
+        self._ask(transfer, timeout_seconds, lambda: TransferFailed(f"no outcome within {timeout_seconds} s"))
+
+    def add_server(self, id: str, address: str, *, learner: bool = False, timeout_seconds: float = 30.0) -> None:
+        """Let a server into the cluster; blocks until it is a voter, or a learner if `learner` (dissertation 4.2.1).
+
+        The server must run at the address, "host:port", started with join. It becomes a learner first, and a voter once
+        it has caught up. One that is a member already may be added any number of times: a learner becomes a voter,
+        nobody becomes less. Raises MembershipRefused, MembershipPending, CatchUpFailed (which names the address; the
+        members are as before), NoLeader, and OutcomeUnknown if leadership was lost meanwhile: look at cluster_info(),
+        and ask again.
+        """
+        _check_id(id)
+        _check_address(address, "address")
+        self._change(AddServer(id=id, address=address, learner=learner), timeout_seconds)
+
+    def remove_server(self, id: str, *, timeout_seconds: float = 30.0) -> None:
+        """Take a member out; blocks until that is committed.
+
+        A leader that is removed hands over at once. Its data may be deleted afterwards; to bring it back, start it over
+        an empty store with join. Raises as add_server; removing the last voter, or one without whom the others are no
+        quorum, is refused.
+        """
+        _check_id(id)
+        self._change(RemoveServer(id=id), timeout_seconds)
+
+    def promote(self, id: str, *, timeout_seconds: float = 30.0) -> None:
+        """Make a learner a voter once it has caught up; blocks until then. Raises as add_server."""
+        _check_id(id)
+        self._change(PromoteServer(id=id), timeout_seconds)
+
+    def demote(self, id: str, *, timeout_seconds: float = 30.0) -> None:
+        """Make a voter a learner; a leader hands over then. Blocks until it is committed. Raises as add_server."""
+        _check_id(id)
+        self._change(DemoteServer(id=id), timeout_seconds)
+
+    def change_membership(
+        self,
+        *,
+        voters: Mapping[str, str] | Iterable[str],
+        learners: Mapping[str, str] | Iterable[str] = (),
+        timeout_seconds: float = 30.0,
+    ) -> None:
+        """Make these the members, and no others; blocks until it is so.
+
+        voters, learners: addresses by id, or ids alone, for those who are members already. Newcomers catch up first as
+        learners; several voters then change in one step, through a joint configuration that needs both majorities
+        (dissertation 4.3). Raises as add_server.
+        """
+        change = ReplaceMembers(voters=_members(voters), learners=_members(learners))
+        self._change(change, timeout_seconds)
+
+    def _change(self, change: MembershipChange, timeout_seconds: float) -> None:
+        _check_timeout(timeout_seconds)
+        wish = Change(change, monotonic() + timeout_seconds)
+        unknown = (
+            f"the change was not complete within {timeout_seconds} s: look at the members, and ask again if need be"
+        )
+        self._ask(wish, timeout_seconds, lambda: OutcomeUnknown(unknown))
+
+    def _ask(self, wish: Wish, timeout_seconds: float, on_timeout: Callable[[], BaseException]) -> None:
+        self._supervisor.put(wish)
+        wish.result(timeout_seconds + WISH_GRACE_SECONDS, on_timeout)
 
     def status(self) -> NodeStatus:
         """This node's own view, at once and without asking anybody."""
@@ -380,6 +466,8 @@ def _stop_running() -> None:
 atexit.register(_stop_running)
 
 
+WISH_GRACE_SECONDS = 0.5
+"""How much longer than asked we wait for the node's own answer, which knows the reason."""
 TIMEOUT_SECONDS_MAX = 1e8
 """Some three years: what every clock and lock can count."""
 
@@ -391,6 +479,33 @@ def _check_timeout(timeout_seconds: float) -> None:
     except TypeError:
         pass
     raise ConfigError(f"timeout_seconds must be a number from 0 to {TIMEOUT_SECONDS_MAX:.0f}, not {timeout_seconds!r}")
+
+
+def _seeds(
+    join: Iterable[str] | None, bootstrap: Mapping[str, str] | None, listen: str, advertise: str
+) -> tuple[str, ...]:
+    if join is None:
+        return ()
+    seeds = tuple(join.split(",")) if isinstance(join, str) else tuple(join)
+    if not seeds:
+        raise ConfigError("join is empty: name the address of at least one member of the cluster")
+    if bootstrap is not None:
+        raise ConfigError("bootstrap founds a cluster and join enters one: pass one of them")
+    for seed in seeds:
+        _check_address(seed, "join address")
+    host = (advertise or listen).rpartition(":")[0]
+    if host in ("", "0.0.0.0", "[::]"):
+        raise ConfigError(f"pass advertise, the address under which the others reach this node; {host!r} is none")
+    return seeds
+
+
+def _members(given: Mapping[str, str] | Iterable[str]) -> tuple[Member, ...]:
+    addresses = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given, "")
+    for id, address in addresses.items():
+        _check_id(id)
+        if address:
+            _check_address(address, "address")
+    return tuple(Member(id, addresses[id]) for id in sorted(addresses))
 
 
 def _check_id(id: str) -> None:

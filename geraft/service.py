@@ -12,7 +12,7 @@ docs/services.md has the whole of it. In an unpatched process run_in_grpc only c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -41,12 +41,15 @@ def make_raft_service(
     address: str,
     bootstrap: Mapping[str, str] | None = None,
     cluster_name: str = "",
+    join: Iterable[str] | None = None,
+    learner: bool = False,
     config: Config | None = None,
 ) -> RaftNode:
     """A node whose RPCs the server serves, beside whatever else it serves; to be started like any other node.
 
     server: not started yet, made with raft_server_options(); you start and stop it. address: "host:port" under which
-    the server will be reached. All else is as for RaftNode. Before the node starts and after it stopped, the server
+    the server will be reached. All else is as for RaftNode; with join, start the server before the node, as the leader
+    must reach it. Before the node starts and after it stopped, the server
     answers calls to it with NodeStopped. Stop the node before the server, so that leadership is handed over.
 
     Where something can be seen to be missing it is logged: too few threads, or a server that refuses large messages.
@@ -58,6 +61,8 @@ def make_raft_service(
         listen=address,
         bootstrap=bootstrap,
         cluster_name=cluster_name,
+        join=join,
+        learner=learner,
         config=config,
         server=server,
     )

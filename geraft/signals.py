@@ -19,6 +19,7 @@ from blinker import NamedSignal, Namespace
 __all__ = [
     "apply_failed",
     "committed",
+    "configuration_changed",
     "leader_changed",
     "node_started",
     "node_stopping",
@@ -47,6 +48,11 @@ leader_changed = _signal(
 committed = _signal(
     "committed",
     "Entries were committed, one signal per batch. first_index, last_index: int, both included.",
+)
+configuration_changed = _signal(
+    "configuration_changed",
+    "Another configuration is in force on the node, committed or not. voters, learners: dict of address by id;"
+    " outgoing: the same of the old voters while a joint configuration is in force; index: int, of its entry.",
 )
 apply_failed = _signal(
     "apply_failed",

@@ -29,10 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"core"},
     "storage": {"storage", *CORE_TYPES, *PLAIN},
     "runtime.hub": {"errors", "config"},  # below transport, so it knows nothing of it
-    "transport": {"transport", "runtime.hub", *CORE_TYPES, *PLAIN},
+    "runtime.wishes": {"runtime.hub", *CORE_TYPES},  # so does this
+    "transport": {"transport", "runtime.hub", "runtime.wishes", *CORE_TYPES, *PLAIN},
     "runtime": {"runtime", "core", "storage.base", "transport", "app", "sessions", "signals", *PLAIN},
     "simple": {"app", "errors"},
-    "client": {"client", "transport", "runtime.hub", "runtime.status", *CORE_TYPES, *PLAIN},
+    "client": {"client", "transport", "runtime.hub", "runtime.status", "runtime.wishes", *CORE_TYPES, *PLAIN},
+    "recovery": {"storage.base", "core.entries", "core.membership", "errors"},
     "node": {"node", "runtime", "core", "storage", "transport", "app", "signals", "client", *PLAIN},
     "service": {"node", "runtime.hub", "storage.base", "transport", "app", *PLAIN},
     "kv": {"kv", "app", "simple", "errors", "pb"},

@@ -8,6 +8,8 @@ monitor     the same, live                              log     what a stopped n
 replay      a fresh app, taken to any entry of it
 demo        a leader dies and nothing is lost        check-app  is an app deterministic?
 simulate    clusters on virtual time, under faults      chaos   real processes, under faults
+membership  add-server, remove-server, promote, demote, change-membership, transfer, timeout-now
+recover     a cluster that lost its quorum goes on with one store
 snapshot    make one now
 cluster     nodes in processes of their own, for demo and bench
 """
@@ -39,7 +41,17 @@ def _add_verbs() -> None:
     from geraft.cli.demo import demo
     from geraft.cli.kv import kv
     from geraft.cli.log import log
+    from geraft.cli.membership import (
+        add_server,
+        change_membership,
+        demote,
+        promote,
+        remove_server,
+        timeout_now,
+        transfer,
+    )
     from geraft.cli.monitor import monitor
+    from geraft.cli.recover import recover
     from geraft.cli.replay import replay
     from geraft.cli.serve import serve
     from geraft.cli.simulate import simulate
@@ -62,6 +74,8 @@ def _add_verbs() -> None:
         check_app,
         snapshot,
     ):
+        main.add_command(verb)
+    for verb in (add_server, remove_server, promote, demote, change_membership, transfer, timeout_now, recover):
         main.add_command(verb)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 from gevent import monkey
 
-from geraft.cli.command import Address, AppFactory, Dial, Failed, Members
+from geraft.cli.command import Address, Addresses, AppFactory, Dial, Failed, Members
 
 if TYPE_CHECKING:
     from geraft.app import RaftApp
@@ -31,7 +31,10 @@ STORAGES = [*LOG_NAMES, "memory"]
 @click.option("--id", "node_id", required=True, metavar="NAME", help="The node's name in the cluster; never changes.")
 @click.option("--listen", type=Address(), default=None, help="Where to listen, if not where the others reach it.")
 @click.option(
-    "--advertise", type=Address(), default=None, help="Where the others reach it, if --bootstrap does not say."
+    "--advertise",
+    type=Address(),
+    default=None,
+    help="Where the others reach it, if not where it listens. If that has changed, the node tells them.",
 )
 @click.option(
     "--data-dir",
@@ -51,6 +54,13 @@ STORAGES = [*LOG_NAMES, "memory"]
     default=None,
     help="Reach the members at these addresses of theirs by others: through a tunnel, a proxy.",
 )
+@click.option(
+    "--join",
+    type=Addresses(),
+    default=None,
+    help="Members of a cluster that this node shall join. On later starts it may stay or go.",
+)
+@click.option("--learner", is_flag=True, help="With --join: stay a learner, a read replica that does not vote.")
 @click.option("--cluster-name", default="", help="Of a new cluster, to tell it from others at a glance.")
 @click.option(
     "--storage",
@@ -118,6 +128,8 @@ def serve(
     advertise: str | None,
     data_dir: Path | None,
     bootstrap: dict[str, str] | None,
+    join: tuple[str, ...] | None,
+    learner: bool,
     dial: dict[str, str] | None,
     cluster_name: str,
     storage: str,
@@ -145,6 +157,9 @@ def serve(
     \b
     Example: class Bank of bank.py in this directory
       geraft serve --id n1 --listen 127.0.0.1:7001 --data-dir n1 --bootstrap n1=127.0.0.1:7001 --app bank:Bank
+    \b
+    Example: a fourth one joins them
+      geraft serve --id n4 --listen 127.0.0.1:7004 --data-dir n4 --join 127.0.0.1:7001,127.0.0.1:7002
     """
     if storage != "memory" and data_dir is None:
         raise click.UsageError(f"--storage {storage} needs --data-dir")
@@ -155,8 +170,8 @@ def serve(
         bootstrap.setdefault(node_id, own_address)
     if bootstrap is not None and node_id not in bootstrap:
         raise click.UsageError(f"--bootstrap must name this node too: {node_id}=HOST:PORT")
-    if bootstrap is not None and advertise not in (None, bootstrap[node_id]):
-        raise click.UsageError(f"--advertise says {advertise}, but --bootstrap {node_id}={bootstrap[node_id]}")
+    if learner and join is None:
+        raise click.UsageError("--learner is for a node that joins: give --join too")
     logging.basicConfig(
         level=log_level.upper(), format=f"%(asctime)s {node_id} %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -182,6 +197,9 @@ def serve(
         id=node_id,
         listen=listen or "",
         bootstrap=bootstrap,
+        join=join,
+        learner=learner,
+        advertise=advertise or "",
         cluster_name=cluster_name,
         dial=dial,
         config=Config(compaction_interval_seconds=compaction_interval_seconds, trailing_entries=trailing_entries),

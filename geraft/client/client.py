@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from geraft.client.gateway import Connection, Gateway, parse_seeds
+from geraft.client.membership import MembershipCalls
 from geraft.client.retry import AttemptTime, retry_until
 from geraft.client.session import WriteSession
 from geraft.config import MIB, Setting
@@ -32,7 +33,7 @@ from geraft.transport import addresses
 _CONSISTENCIES = {level.name.lower(): level for level in Consistency}
 
 
-class Client:
+class Client(MembershipCalls):
     """Writes to and reads from a cluster, through whichever of its servers leads.
 
         with Client("127.0.0.1:7001,127.0.0.1:7002") as client:
@@ -348,6 +349,8 @@ def _node_status(record: pb.StatusRep) -> NodeStatus:
         writes_waiting=record.writes_waiting,
         reads_waiting=record.reads_waiting,
         calls_parked=record.calls_parked,
+        membership=record.membership,
+        membership_change=record.membership_change,
         snapshot_size_bytes=record.snapshot_size_bytes,
         log_base_index=record.log_base_index,
         fetching_from=record.fetching_from,

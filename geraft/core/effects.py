@@ -29,6 +29,22 @@ class Reason(Enum):
     TIMED_OUT = "the target did not take over within an election timeout"
 
 
+class ChangeOutcome(Enum):
+    """What became of a change of the membership."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    """Nothing was appended: it can't be made as it stands."""
+    PENDING = "pending"
+    """Nothing was appended: another change is under way."""
+    GIVEN_UP = "given up"
+    """A server did not catch up; those that came in by this change are out again."""
+    NOT_LEADER = "not leader"
+    """Nothing was appended: the leader decides."""
+    UNKNOWN = "unknown"
+    """Leadership was lost meanwhile: the next leader may complete the step that was under way, or drop it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
     """Send now, without waiting for the disk; may be lost, Raft sends again."""
@@ -192,6 +208,31 @@ class ConfigurationChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeersChanged:
+    """Whom to keep connections to from now on, address by id: the other members, and, on a leader, for a while those
+    that it has removed, so that they hear of it."""
+
+    addresses: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeEnded:
+    """sentence: for people, why it did not come about, else empty. server: who did not catch up, if that is why."""
+
+    token: int
+    outcome: ChangeOutcome
+    sentence: str = ""
+    server: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """This server is no member any more, as of the committed configuration at index."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransferEnded:
     """reason: None if the target took over (we saw a higher term), else why not."""
 
@@ -233,6 +274,9 @@ Effect = (
     | RoleChanged
     | LeaderChanged
     | ConfigurationChanged
+    | PeersChanged
+    | ChangeEnded
+    | Removed
     | TransferEnded
     | TruncatedTo
     | Alarm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from geraft.core import changes
 from geraft.core.effects import Role
 from geraft.core.entries import INDEX_MAX
 from geraft.core.messages import RequestVote, RequestVoteReply, TimeoutNow
@@ -31,14 +32,21 @@ def tick(raft: Raft) -> None:
 
 
 def may_campaign(raft: Raft) -> bool:
-    """A voter may, and so may a server whose removal is not committed yet: its vote may be needed for that (4.2.2)."""
-    configuration = raft.configuration
+    """A voter may, and so may one whose removal or demotion is not committed yet: that may need its log (4.2.2).
+
+    Such a one does not count itself. Who knows that it was removed keeps still, for ever or until it is let in again.
+    """
+    log = raft.log
     if raft.term >= INDEX_MAX:
         return False  # the store could not hold the next term
-    if raft.id in configuration.voter_ids:
+    if changes.is_removed(raft):
+        return False
+    if raft.id in log.configuration.voter_ids:
         return True
-    removal_pending = raft.log.configuration_index > raft.commit_index
-    return bool(configuration.voters) and raft.id not in configuration.members and removal_pending
+    if log.configuration_index <= raft.commit_index or not log.configuration.voters:
+        return False
+    in_force_from, _ = log.configuration_at(raft.commit_index)
+    return any(index >= in_force_from and raft.id in earlier.voter_ids for index, earlier in log.configurations)
 
 
 def start_pre_vote(raft: Raft) -> None:
@@ -124,6 +132,8 @@ def hears_leader(raft: Raft) -> bool:
 
 
 def _answer(raft: Raft, request: RequestVote, *, granted: bool) -> None:
+    index, configuration = raft.log.configuration_at(raft.commit_index)
+    removed = bool(configuration.voters) and request.sender not in configuration.members
     reply = RequestVoteReply(
         sender=raft.id,
         sender_store=raft.store_id,
@@ -131,6 +141,7 @@ def _answer(raft: Raft, request: RequestVote, *, granted: bool) -> None:
         granted=granted,
         pre_vote=request.pre_vote,
         call=request.call,
+        removed_at=index if removed else 0,
     )
     if granted and not request.pre_vote:
         raft.send_when_durable(request.sender, reply)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from geraft.core.entries import Ballot, EntryBatch, EntryId, EntryKind
+from geraft.core.membership import MembershipChange
 from geraft.core.messages import PeerMessage
 from geraft.core.snapshots import Snapshot
 
@@ -104,6 +105,18 @@ class SettingsChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeMembership:
+    """Somebody wants other members. token: names the change in ChangeEnded.
+
+    timeout_seconds: for how long servers may catch up; then the change is taken back.
+    """
+
+    token: int
+    change: MembershipChange
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotMade:
     """The app holds a durable snapshot of its state after entry `index`, which was handed to it before.
 
@@ -158,6 +171,7 @@ Event = (
     | PeerDisconnected
     | TransferRequested
     | SettingsChanged
+    | ChangeMembership
     | SnapshotMade
     | SnapshotRecorded
     | LogCompacted

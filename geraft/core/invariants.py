@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from geraft.core.effects import Role
 from geraft.core.entries import Ballot
+from geraft.core.quorum import quorums_meet
 
 if TYPE_CHECKING:
     from geraft.core.raft import Raft
@@ -53,6 +55,11 @@ def check_server(raft: Raft) -> None:
     _require(log.last_entry.term <= raft.term, f"{raft.id}: an entry of a later term than its own")
     if raft.role is Role.LEADER:
         _require(raft.leader_id == raft.id, f"{raft.id}: a leader follows {raft.leader_id!r}")
+        members = raft.configuration.members.keys() - {raft.id}
+        _require(
+            raft.progress.keys() == members | raft.departing.keys() and not members & raft.departing.keys(),
+            f"{raft.id}: leads {sorted(members)}, knows of {sorted(raft.progress)}, sees off {sorted(raft.departing)}",
+        )
         for id, progress in raft.progress.items():
             _require(
                 progress.match_index < progress.next_index <= log.last_entry.index + 1,
@@ -71,9 +78,11 @@ class ClusterHistory:
         self._leading: dict[str, Raft] = {}  # servers that led when last seen
         self.votes: dict[tuple[str, int], str] = {}
         self._seen: dict[str, tuple[int, int]] = {}  # (commit_index, term) by server
+        self._configurations_seen: dict[str, tuple[int, int]] = {}  # (index, count) by server
 
     def check(self, raft: Raft) -> None:
-        """Election safety, one vote a term, state machine safety, leader completeness, and that nothing falls.
+        """Election safety, one vote a term, state machine safety, leader completeness, that nothing falls, and that the
+        majorities of successive configurations meet.
 
         Costs what is new: an entry is looked at when it commits, the whole history when a server wins an election.
         """
@@ -102,6 +111,15 @@ class ClusterHistory:
                 for leader_of_now in self._leading.values():
                     self._require_complete(leader_of_now, index)
         self._seen[raft.id] = (max(commit_seen, raft.commit_index), raft.term)
+        configurations = raft.log.configurations
+        seen = (raft.log.configuration_index, len(configurations))
+        if seen != self._configurations_seen.get(raft.id):
+            self._configurations_seen[raft.id] = seen
+            for (_, before), (index, after) in pairwise(configurations):
+                _require(
+                    quorums_meet(before.quorum_groups, after.quorum_groups),
+                    f"{raft.id}: not every two majorities meet of the configuration at {index} and the one before it",
+                )
         if elected:
             for index in self.committed:
                 self._require_complete(raft, index)

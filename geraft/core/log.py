@@ -57,13 +57,11 @@ class Log:
         return self.configurations[-1][0] if self.configurations else 0
 
     def configuration_at(self, index: int) -> tuple[int, Configuration]:
-        """The configuration that was in force at an index from base on, and the index of its entry."""
-        found = (0, NO_MEMBERS)
-        for pair in self.configurations:
-            if pair[0] > index:
-                break
-            found = pair
-        return found
+        """The configuration in force for who knows the log up to index, and the index of its entry."""
+        for entry_index, configuration in reversed(self.configurations):
+            if entry_index <= index:
+                return entry_index, configuration
+        return 0, NO_MEMBERS
 
     def term_at(self, index: int) -> int | None:
         """The term of the entry at index; None if the log does not hold it."""

@@ -38,11 +38,16 @@ class RequestVote(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestVoteReply(Message):
-    """call: repeats the request's."""
+    """call: repeats the request's.
+
+    removed_at: index of the committed configuration here, if it does not name the receiver; else 0. One whose own
+    configuration is not later than that has been removed, and may stop to campaign.
+    """
 
     granted: bool
     pre_vote: bool = False
     call: int = 0
+    removed_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +88,13 @@ class HeartbeatReply(Message):
     """round: repeats the request's. last_applied: how far the sender's app is.
 
     silent_seconds: for so long, by its own clock and from when it heard the heartbeat, the sender votes for nobody else
-    and does not campaign, not even after a restart: what leases rest on.
+    and does not campaign, not even after a restart: what leases rest on. priority: how much it wants to lead.
     """
 
     round: int
     last_applied: int = 0
     silent_seconds: float = 0.0
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ class Progress:
         "offered",
         "pace",
         "silent_until_seconds",
+        "priority",
     )
 
     def __init__(self, *, next_index: int, now_seconds: float) -> None:
@@ -51,6 +52,7 @@ class Progress:
         self.acked_round = 0
         self.applied_index = 0  # how far its app is, as it last said
         self.silent_until_seconds = -math.inf  # until then, by our clock, it helps nobody else to lead
+        self.priority = 0  # as the follower told last
         self.offered: Snapshot | None = None
 
     def sent(self, last_index: int, size_bytes: int, now_seconds: float) -> None:

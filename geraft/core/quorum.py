@@ -17,6 +17,17 @@ def is_quorum(agreeing: Collection[str], groups: Groups) -> bool:
     return some
 
 
+def quorums_meet(groups: Groups, others: Groups) -> bool:
+    """Whether each quorum of the one configuration shares a voter with each of the other (4.1)."""
+    others = list(others)
+    return any(
+        len(one) // 2 + 1 + len(other) // 2 + 1 > len(one | other)
+        for one in groups
+        for other in others
+        if one and other
+    )
+
+
 def agreed_value(value_of: Callable[[str], float], groups: Groups) -> float:
     """The highest value that a majority of every group has reached: of match indexes, what may be committed.
 

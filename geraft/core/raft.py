@@ -6,12 +6,13 @@ answered in election.answer_vote_request, an append in replication.answer_append
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from geraft.core import compaction, election, reads, replication, transfer
+from geraft.core import changes, compaction, election, reads, replication, transfer
 from geraft.core.effects import (
     Alarm,
     Committed,
@@ -27,6 +28,7 @@ from geraft.core.effects import (
 from geraft.core.entries import Ballot, EntryBatch, EntryId, EntryKind
 from geraft.core.events import (
     Applied,
+    ChangeMembership,
     EntriesLoaded,
     Event,
     LogCompacted,
@@ -63,6 +65,7 @@ from geraft.core.progress import Progress
 if TYPE_CHECKING:
     import random
 
+    from geraft.core.changes import Change
     from geraft.core.compaction import Fetch
     from geraft.core.snapshots import Snapshot
     from geraft.core.transfer import Transfer
@@ -84,6 +87,7 @@ class Settings:
     uncommitted_bytes_max: int = 128 << 20
     cache_bytes_max: int = 8 << 20
     apply_bytes_max: int = 8 << 20
+    leader_priority: int = 0
     trailing_entries: int = 10_000
     compact_bytes_max: int = 1 << 20
 
@@ -138,6 +142,9 @@ class Raft:
         self.applying_bytes = 0
         self.connected: set[str] = set()
         self.store_ids: dict[str, str] = {id: store_id}  # the store each member was first heard from
+        self.removed_at = 0  # index of the last committed configuration known not to name us
+        members = log.configuration.members
+        self.addresses = {peer: members[peer].address for peer in members if peer != id}  # whom we need connections to
         self.snapshot = snapshot  # the newest that is durably recorded
         self.compacting = False  # the store is cutting the log
         self.compact_to = log.base.index  # how far the cutting goes that was begun
@@ -165,7 +172,10 @@ class Raft:
         self.uncommitted: deque[tuple[int, int]] = deque()  # (last index, bytes) of our term's batches
         self.uncommitted_bytes = 0
         self.transfer: Transfer | None = None
+        self.transfer_again_at_seconds = 0.0  # not earlier to a voter of higher priority
         self.lease_broken = False
+        self.change: Change | None = None
+        self.departing: dict[str, float] = {}  # removed servers that still get the log, and until when
 
         # Of the step that runs.
         self._effects: list[Effect] = []
@@ -212,7 +222,10 @@ class Raft:
         """Whether the message is to be handled, once terms are settled (Raft dissertation 3.3)."""
         if refusal_of(self.log.configuration, self.store_ids, message.sender, message.sender_store) is not None:
             return False
-        self.store_ids.setdefault(message.sender, message.sender_store)
+        if message.sender in self.log.configuration.members or not self.log.configuration.members:
+            self.store_ids.setdefault(message.sender, message.sender_store)
+        if isinstance(message, RequestVoteReply) and message.removed_at:
+            changes.note_removal(self, message.removed_at)
         if isinstance(message, RequestVote):
             return True  # answered whatever its term; only election.answer_vote_request knows when to adopt that
         if message.term > self.term:
@@ -320,15 +333,18 @@ class Raft:
 
     def configuration_changed(self) -> None:
         """The configuration in force is another one now: by an append, or rolled back by a truncation."""
-        self.emit(ConfigurationChanged(configuration=self.log.configuration, index=self.log.configuration_index))
-        for id in set(self.store_ids) - set(self.log.configuration.members) - {self.id}:
+        configuration = self.log.configuration
+        self.emit(ConfigurationChanged(configuration=configuration, index=self.log.configuration_index))
+        for id in self.store_ids.keys() - configuration.members.keys() - {self.id}:
             del self.store_ids[id]  # one who left may be added again with another store
         if self.role is Role.LEADER:
             for id in self.peer_ids:
-                if id not in self.progress:
+                if id not in self.progress or self.departing.pop(id, None) is not None:
+                    # Also for one who comes back: answers of its earlier life are not to count (FLAWS S7).
                     self.progress[id] = Progress(next_index=self.log.last_entry.index + 1, now_seconds=self.now)
-            for id in set(self.progress) - set(self.log.configuration.members):
-                del self.progress[id]
+            for id in self.progress.keys() - configuration.members.keys() - self.departing.keys():
+                self.departing[id] = math.inf  # it gets the log until it can know that it is out
+        changes.tell_peers(self)
 
     def commit_to(self, index: int) -> None:
         """Everything up to index is committed. Never falls, never passes the end of the log."""
@@ -341,6 +357,7 @@ class Raft:
         while uncommitted and uncommitted[0][0] <= index:
             self.uncommitted_bytes -= uncommitted.popleft()[1]
         self.emit(Committed(first_index=first_index, last_index=index))
+        changes.committed(self, first_index - 1)
         if self.fetching is not None and self.fetching.last_entry.index <= index:
             compaction.cancel_fetch(self)
         replication.hand_to_app(self)
@@ -360,11 +377,13 @@ class Raft:
         if was_leader:
             reads.refuse_all(self)
             transfer.ended(self, term > old_term)
+            changes.stepped_down(self)
             self.uncommitted.clear()
             self.uncommitted_bytes = 0
             self.progress = {}
             self.emit(WaitersOutcomeUnknown(term=old_term))
             self.detector.restart(self.now)
+            changes.tell_peers(self)
         self.follow(leader_id)
 
     def follow(self, leader_id: str) -> None:
@@ -378,6 +397,7 @@ class Raft:
         if leader_id and self.fetching is not None and self.fetching.leader != leader_id:
             compaction.cancel_fetch(self)  # only from the leader we know (FLAWS X8)
         self.emit(LeaderChanged(leader=leader_id, term=self.term))
+        changes.tell_peers(self)
 
     def become_pre_candidate(self) -> None:
         """Ask whether an election could be won before disturbing anyone with a new term (9.6)."""
@@ -432,7 +452,10 @@ class Raft:
                 progress.heard_at_seconds += paused
         if self.role is Role.LEADER:
             replication.tick(self)
-            transfer.tick(self)
+            if self.role is Role.LEADER:
+                transfer.tick(self)
+            if self.role is Role.LEADER:
+                changes.tick(self)
         else:
             election.tick(self)
         compaction.tick(self)
@@ -489,12 +512,14 @@ class Raft:
     def leader_committed(self) -> None:
         """As a leader: entries of our term were committed."""
         reads.go_on(self)
-        replication.record_store_ids(self)
+        changes.advance(self)
 
     def follower_caught_up(self) -> None:
         """As a leader: a follower holds more of our log."""
         if self.transfer is not None:
             transfer.caught_up(self)
+        elif self.change is not None:
+            changes.advance(self)
 
     def alarm(self, sentence: str) -> None:
         """Something that must not happen did, and was refused."""
@@ -540,6 +565,8 @@ HANDLERS: dict[tuple[Role, type[Any]], Handler] = _table(
         (NOT_LEADING, ReadRequested, reads.refuse_read),
         ([Role.LEADER], TransferRequested, transfer.start),
         (NOT_LEADING, TransferRequested, transfer.refuse),
+        ([Role.LEADER], ChangeMembership, changes.start),
+        (NOT_LEADING, ChangeMembership, changes.refuse),
     ]
 )
 

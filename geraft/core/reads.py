@@ -42,6 +42,7 @@ def count_heartbeat_reply(raft: Raft, reply: HeartbeatReply) -> None:
         return
     progress.heard_at_seconds = raft.now
     progress.applied_index = max(progress.applied_index, reply.last_applied)
+    progress.priority = reply.priority
     if reply.round > progress.acked_round:
         progress.acked_round = reply.round
         _extend_lease(raft, progress, reply)

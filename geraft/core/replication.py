@@ -65,11 +65,17 @@ def hears_quorum(raft: Raft) -> bool:
 
     No follower suspects a leader earlier, so to give up sooner would only leave the cluster without one.
     """
-    oldest = raft.now - raft.settings.election_timeout_seconds - raft.settings.acceptable_pause_seconds
+    # A leader that is no longer a voter goes on until its removal is committed (4.2.2): it is not counted.
+    heard = heard_lately(raft, raft.settings.acceptable_pause_seconds)
+    return is_quorum(heard, raft.configuration.quorum_groups)
+
+
+def heard_lately(raft: Raft, patience_seconds: float = 0.0) -> set[str]:
+    """Who answered us within an election timeout, and that much more; and ourselves."""
+    oldest = raft.now - raft.settings.election_timeout_seconds - patience_seconds
     heard = {id for id, progress in raft.progress.items() if progress.heard_at_seconds >= oldest}
     heard.add(raft.id)
-    # A leader that is no longer a voter goes on until its removal is committed (4.2.2): it is not counted.
-    return is_quorum(heard, raft.configuration.quorum_groups)
+    return heard
 
 
 def send_heartbeats(raft: Raft) -> None:
@@ -251,8 +257,10 @@ def record_store_ids(raft: Raft) -> None:
     No voter comes or goes by it, so any quorum before and after meet.
     """
     configuration = raft.configuration
-    if raft.transfer is not None or raft.commit_index < max(raft.noop_index, raft.log.configuration_index):
+    if raft.commit_index < max(raft.noop_index, raft.log.configuration_index) or raft.transfer is not None:
         return  # a target of a transfer that we append after would no longer hold all we do
+    if raft.id not in configuration.voter_ids:
+        return  # we hand over in a moment
     if all(member.store_id or member.id not in raft.store_ids for member in configuration.members.values()):
         return
     raft.append_own(EntryKind.CONFIGURATION, (b"",), configuration.with_store_ids(raft.store_ids))
@@ -312,7 +320,11 @@ def answer_heartbeat(raft: Raft, request: Heartbeat) -> None:
     raft.commit_to(request.commit_index)
     silent_seconds = min(raft.settings.election_timeout_seconds, raft.silent_seconds_after_restart)
     reply = raft.message(
-        HeartbeatReply, round=request.round, last_applied=raft.last_applied, silent_seconds=silent_seconds
+        HeartbeatReply,
+        round=request.round,
+        last_applied=raft.last_applied,
+        silent_seconds=silent_seconds,
+        priority=raft.settings.leader_priority,
     )
     raft.reply(request.sender, reply)
 

@@ -473,9 +473,12 @@ class RequestVoteRep(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     GRANTED_FIELD_NUMBER: _builtins.int
     PRE_VOTE_FIELD_NUMBER: _builtins.int
+    REMOVED_AT_FIELD_NUMBER: _builtins.int
     granted: _builtins.bool
     pre_vote: _builtins.bool
     """Repeats the request's."""
+    removed_at: _builtins.int
+    """Index of the sender's committed configuration, if it does not name the candidate; else 0."""
     @_builtins.property
     def header(self) -> Global___Header: ...
     def __init__(
@@ -484,10 +487,11 @@ class RequestVoteRep(_message.Message):
         header: Global___Header | None = ...,
         granted: _builtins.bool = ...,
         pre_vote: _builtins.bool = ...,
+        removed_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "header", b"header", "pre_vote", b"pre_vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "header", b"header", "pre_vote", b"pre_vote", "removed_at", b"removed_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -609,12 +613,15 @@ class HeartbeatRep(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     LAST_APPLIED_FIELD_NUMBER: _builtins.int
     SILENT_SECONDS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Repeats the request's."""
     last_applied: _builtins.int
     """How far the sender's app is."""
     silent_seconds: _builtins.float
     """For so long after it heard the request the sender helps no other server to lead: leases rest on it."""
+    priority: _builtins.int
+    """How much the sender wants to lead."""
     @_builtins.property
     def header(self) -> Global___Header: ...
     def __init__(
@@ -624,10 +631,11 @@ class HeartbeatRep(_message.Message):
         round: _builtins.int = ...,
         last_applied: _builtins.int = ...,
         silent_seconds: _builtins.float = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "last_applied", b"last_applied", "round", b"round", "silent_seconds", b"silent_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "last_applied", b"last_applied", "priority", b"priority", "round", b"round", "silent_seconds", b"silent_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1190,6 +1198,176 @@ class Failure(_message.Message):
 Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
+class AddServerReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    LEARNER_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    FORWARDED_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    address: _builtins.str
+    store_id: _builtins.str
+    """Of the server that asks for itself; empty if somebody else asks."""
+    learner: _builtins.bool
+    """It shall stay a learner."""
+    timeout_ms: _builtins.int
+    """How long the receiver may take; 0 for its default."""
+    forwarded: _builtins.bool
+    """Set by the member that forwards: a forwarded request is not forwarded again."""
+    cluster_id: _builtins.str
+    """The cluster that the asking server belongs to; empty if it does not matter."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        store_id: _builtins.str = ...,
+        learner: _builtins.bool = ...,
+        timeout_ms: _builtins.int = ...,
+        forwarded: _builtins.bool = ...,
+        cluster_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "forwarded", b"forwarded", "id", b"id", "learner", b"learner", "store_id", b"store_id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddServerReq: _TypeAlias = AddServerReq  # noqa: Y015
+
+@_typing.final
+class RemoveServerReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    FORWARDED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    timeout_ms: _builtins.int
+    """As in AddServerReq."""
+    forwarded: _builtins.bool
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+        forwarded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forwarded", b"forwarded", "id", b"id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveServerReq: _TypeAlias = RemoveServerReq  # noqa: Y015
+
+@_typing.final
+class ChangeMembershipReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMOTE_FIELD_NUMBER: _builtins.int
+    DEMOTE_FIELD_NUMBER: _builtins.int
+    VOTERS_FIELD_NUMBER: _builtins.int
+    LEARNERS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    FORWARDED_FIELD_NUMBER: _builtins.int
+    promote: _builtins.str
+    """One of: a learner to make a voter, a voter to make a learner, or all members."""
+    demote: _builtins.str
+    timeout_ms: _builtins.int
+    """As in AddServerReq."""
+    forwarded: _builtins.bool
+    @_builtins.property
+    def voters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
+    @_builtins.property
+    def learners(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
+    def __init__(
+        self,
+        *,
+        promote: _builtins.str = ...,
+        demote: _builtins.str = ...,
+        voters: _abc.Iterable[Global___Member] | None = ...,
+        learners: _abc.Iterable[Global___Member] | None = ...,
+        timeout_ms: _builtins.int = ...,
+        forwarded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demote", b"demote", "forwarded", b"forwarded", "learners", b"learners", "promote", b"promote", "timeout_ms", b"timeout_ms", "voters", b"voters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMembershipReq: _TypeAlias = ChangeMembershipReq  # noqa: Y015
+
+@_typing.final
+class MembershipRep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def configuration(self) -> Global___Configuration:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        configuration: Global___Configuration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipRep: _TypeAlias = MembershipRep  # noqa: Y015
+
+@_typing.final
+class TransferLeadershipReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    FORWARDED_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """Id of the voter that shall lead; empty for the one that holds most of the log."""
+    timeout_ms: _builtins.int
+    """As in AddServerReq."""
+    forwarded: _builtins.bool
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+        forwarded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forwarded", b"forwarded", "target", b"target", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeadershipReq: _TypeAlias = TransferLeadershipReq  # noqa: Y015
+
+@_typing.final
+class TransferLeadershipRep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeadershipRep: _TypeAlias = TransferLeadershipRep  # noqa: Y015
+
+@_typing.final
 class ClusterInfoReq(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1272,6 +1450,8 @@ class StatusRep(_message.Message):
     WRITES_WAITING_FIELD_NUMBER: _builtins.int
     READS_WAITING_FIELD_NUMBER: _builtins.int
     CALLS_PARKED_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_FIELD_NUMBER: _builtins.int
+    MEMBERSHIP_CHANGE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     LOG_BASE_INDEX_FIELD_NUMBER: _builtins.int
     FETCHING_FROM_FIELD_NUMBER: _builtins.int
@@ -1297,6 +1477,10 @@ class StatusRep(_message.Message):
     """Callers at this node: writes not committed yet, reads not answered yet, and calls that wait for a leader."""
     reads_waiting: _builtins.int
     calls_parked: _builtins.int
+    membership: _builtins.str
+    """What the receiver is in the cluster: voter, learner, removed, or none yet."""
+    membership_change: _builtins.str
+    """On a leader: the change of the membership that is under way; else empty."""
     snapshot_size_bytes: _builtins.int
     """Of the newest snapshot."""
     log_base_index: _builtins.int
@@ -1328,6 +1512,8 @@ class StatusRep(_message.Message):
         writes_waiting: _builtins.int = ...,
         reads_waiting: _builtins.int = ...,
         calls_parked: _builtins.int = ...,
+        membership: _builtins.str = ...,
+        membership_change: _builtins.str = ...,
         snapshot_size_bytes: _builtins.int = ...,
         log_base_index: _builtins.int = ...,
         fetching_from: _builtins.str = ...,
@@ -1336,7 +1522,7 @@ class StatusRep(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "apply_error", b"apply_error", "calls_parked", b"calls_parked", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "explanation", b"explanation", "fetch_size_bytes", b"fetch_size_bytes", "fetched_bytes", b"fetched_bytes", "fetching_from", b"fetching_from", "id", b"id", "last_applied", b"last_applied", "last_log_index", b"last_log_index", "leader_id", b"leader_id", "log_base_index", b"log_base_index", "peers", b"peers", "reads_waiting", b"reads_waiting", "role", b"role", "snapshot_index", b"snapshot_index", "snapshot_size_bytes", b"snapshot_size_bytes", "term", b"term", "writes_waiting", b"writes_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "apply_error", b"apply_error", "calls_parked", b"calls_parked", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "explanation", b"explanation", "fetch_size_bytes", b"fetch_size_bytes", "fetched_bytes", b"fetched_bytes", "fetching_from", b"fetching_from", "id", b"id", "last_applied", b"last_applied", "last_log_index", b"last_log_index", "leader_id", b"leader_id", "log_base_index", b"log_base_index", "membership", b"membership", "membership_change", b"membership_change", "peers", b"peers", "reads_waiting", b"reads_waiting", "role", b"role", "snapshot_index", b"snapshot_index", "snapshot_size_bytes", b"snapshot_size_bytes", "term", b"term", "writes_waiting", b"writes_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

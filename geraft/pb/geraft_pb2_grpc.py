@@ -109,6 +109,26 @@ class RaftStub:
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.TuneConfigReq.SerializeToString,
                 response_deserializer=geraft_dot_pb_dot_geraft__pb2.TuneConfigRep.FromString,
                 _registered_method=True)
+        self.AddServer = channel.unary_unary(
+                '/geraft.Raft/AddServer',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.AddServerReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.MembershipRep.FromString,
+                _registered_method=True)
+        self.RemoveServer = channel.unary_unary(
+                '/geraft.Raft/RemoveServer',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.RemoveServerReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.MembershipRep.FromString,
+                _registered_method=True)
+        self.ChangeMembership = channel.unary_unary(
+                '/geraft.Raft/ChangeMembership',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.ChangeMembershipReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.MembershipRep.FromString,
+                _registered_method=True)
+        self.TransferLeadership = channel.unary_unary(
+                '/geraft.Raft/TransferLeadership',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.TransferLeadershipReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.TransferLeadershipRep.FromString,
+                _registered_method=True)
 
 
 class RaftServicer:
@@ -221,6 +241,34 @@ class RaftServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddServer(self, request, context):
+        """Changes of the membership, answered once complete. Forwarded once to the leader if needed.
+        Let a server in, as a learner first. One that asks for itself names its store; a member only moves its address so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveServer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeMembership(self, request, context):
+        """Promote or demote one member, or replace them all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferLeadership(self, request, context):
+        """Hand leadership over, answered once a later term began. Forwarded once to the leader if needed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RaftServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -298,6 +346,26 @@ def add_RaftServicer_to_server(servicer, server):
                     servicer.TuneConfig,
                     request_deserializer=geraft_dot_pb_dot_geraft__pb2.TuneConfigReq.FromString,
                     response_serializer=geraft_dot_pb_dot_geraft__pb2.TuneConfigRep.SerializeToString,
+            ),
+            'AddServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddServer,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.AddServerReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.MembershipRep.SerializeToString,
+            ),
+            'RemoveServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveServer,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.RemoveServerReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.MembershipRep.SerializeToString,
+            ),
+            'ChangeMembership': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeMembership,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.ChangeMembershipReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.MembershipRep.SerializeToString,
+            ),
+            'TransferLeadership': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeadership,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.TransferLeadershipReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.TransferLeadershipRep.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -705,6 +773,114 @@ class Raft:
             '/geraft.Raft/TuneConfig',
             geraft_dot_pb_dot_geraft__pb2.TuneConfigReq.SerializeToString,
             geraft_dot_pb_dot_geraft__pb2.TuneConfigRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/AddServer',
+            geraft_dot_pb_dot_geraft__pb2.AddServerReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.MembershipRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/RemoveServer',
+            geraft_dot_pb_dot_geraft__pb2.RemoveServerReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.MembershipRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeMembership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/ChangeMembership',
+            geraft_dot_pb_dot_geraft__pb2.ChangeMembershipReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.MembershipRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeadership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/geraft.Raft/TransferLeadership',
+            geraft_dot_pb_dot_geraft__pb2.TransferLeadershipReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.TransferLeadershipRep.FromString,
             options,
             channel_credentials,
             insecure,

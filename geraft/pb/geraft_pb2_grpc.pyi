@@ -68,6 +68,15 @@ class RaftStub:
     """The receiver's settings."""
     TuneConfig: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.TuneConfigReq, _geraft_pb2.TuneConfigRep]
     """Change settings of the receiver, all that are named or none; they are in force when it answers."""
+    AddServer: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.AddServerReq, _geraft_pb2.MembershipRep]
+    """Changes of the membership, answered once complete. Forwarded once to the leader if needed.
+    Let a server in, as a learner first. One that asks for itself names its store; a member only moves its address so.
+    """
+    RemoveServer: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.RemoveServerReq, _geraft_pb2.MembershipRep]
+    ChangeMembership: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.ChangeMembershipReq, _geraft_pb2.MembershipRep]
+    """Promote or demote one member, or replace them all."""
+    TransferLeadership: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.TransferLeadershipReq, _geraft_pb2.TransferLeadershipRep]
+    """Hand leadership over, answered once a later term began. Forwarded once to the leader if needed."""
 
 @_typing.type_check_only
 class RaftAsyncStub(RaftStub):
@@ -106,6 +115,15 @@ class RaftAsyncStub(RaftStub):
     """The receiver's settings."""
     TuneConfig: _aio.UnaryUnaryMultiCallable[_geraft_pb2.TuneConfigReq, _geraft_pb2.TuneConfigRep]  # type: ignore[assignment]
     """Change settings of the receiver, all that are named or none; they are in force when it answers."""
+    AddServer: _aio.UnaryUnaryMultiCallable[_geraft_pb2.AddServerReq, _geraft_pb2.MembershipRep]  # type: ignore[assignment]
+    """Changes of the membership, answered once complete. Forwarded once to the leader if needed.
+    Let a server in, as a learner first. One that asks for itself names its store; a member only moves its address so.
+    """
+    RemoveServer: _aio.UnaryUnaryMultiCallable[_geraft_pb2.RemoveServerReq, _geraft_pb2.MembershipRep]  # type: ignore[assignment]
+    ChangeMembership: _aio.UnaryUnaryMultiCallable[_geraft_pb2.ChangeMembershipReq, _geraft_pb2.MembershipRep]  # type: ignore[assignment]
+    """Promote or demote one member, or replace them all."""
+    TransferLeadership: _aio.UnaryUnaryMultiCallable[_geraft_pb2.TransferLeadershipReq, _geraft_pb2.TransferLeadershipRep]  # type: ignore[assignment]
+    """Hand leadership over, answered once a later term began. Forwarded once to the leader if needed."""
 
 class RaftServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -231,5 +249,38 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_geraft_pb2.TuneConfigRep, _abc.Awaitable[_geraft_pb2.TuneConfigRep]]:
         """Change settings of the receiver, all that are named or none; they are in force when it answers."""
+
+    @_abc_1.abstractmethod
+    def AddServer(
+        self,
+        request: _geraft_pb2.AddServerReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.MembershipRep, _abc.Awaitable[_geraft_pb2.MembershipRep]]:
+        """Changes of the membership, answered once complete. Forwarded once to the leader if needed.
+        Let a server in, as a learner first. One that asks for itself names its store; a member only moves its address so.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveServer(
+        self,
+        request: _geraft_pb2.RemoveServerReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.MembershipRep, _abc.Awaitable[_geraft_pb2.MembershipRep]]: ...
+
+    @_abc_1.abstractmethod
+    def ChangeMembership(
+        self,
+        request: _geraft_pb2.ChangeMembershipReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.MembershipRep, _abc.Awaitable[_geraft_pb2.MembershipRep]]:
+        """Promote or demote one member, or replace them all."""
+
+    @_abc_1.abstractmethod
+    def TransferLeadership(
+        self,
+        request: _geraft_pb2.TransferLeadershipReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_geraft_pb2.TransferLeadershipRep, _abc.Awaitable[_geraft_pb2.TransferLeadershipRep]]:
+        """Hand leadership over, answered once a later term began. Forwarded once to the leader if needed."""
 
 def add_RaftServicer_to_server(servicer: RaftServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

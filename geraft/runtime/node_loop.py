@@ -8,10 +8,13 @@ from itertools import count
 from typing import Any, Protocol
 
 from geraft import sessions, signals
+from geraft.core.changes import is_removed
 from geraft.core.effects import (
     Alarm,
     Apply,
     CancelFetch,
+    ChangeEnded,
+    ChangeOutcome,
     Committed,
     CompactLog,
     ConfigurationChanged,
@@ -20,6 +23,7 @@ from geraft.core.effects import (
     InstallSnapshot,
     LeaderChanged,
     LoadEntries,
+    PeersChanged,
     Persist,
     ProposalAccepted,
     ProposalRefused,
@@ -27,6 +31,7 @@ from geraft.core.effects import (
     ReadRefused,
     Reason,
     RecordSnapshot,
+    Removed,
     Role,
     RoleChanged,
     Send,
@@ -37,6 +42,7 @@ from geraft.core.effects import (
 from geraft.core.entries import EntryKind
 from geraft.core.events import (
     Applied,
+    ChangeMembership,
     EntriesLoaded,
     Event,
     Persisted,
@@ -47,12 +53,16 @@ from geraft.core.events import (
     Tick,
     TransferRequested,
 )
+from geraft.core.membership import Member
 from geraft.core.messages import AppendEntriesReply, PeerMessage
 from geraft.core.progress import Pace
 from geraft.core.raft import Raft, Settings
 from geraft.core.replication import agreed_index
 from geraft.errors import (
+    CatchUpFailed,
     GeraftError,
+    MembershipPending,
+    MembershipRefused,
     NoLeader,
     NotLeader,
     OutcomeUnknown,
@@ -69,6 +79,7 @@ from geraft.runtime.pending import PendingReads, PendingWrites
 from geraft.runtime.snapshot_fetcher import SnapshotFetch
 from geraft.runtime.snapshot_keeper import SnapshotKeeper
 from geraft.runtime.status import Waiting
+from geraft.runtime.wishes import Change, Transfer, Wish
 from geraft.storage.base import RaftStorage
 from geraft.transport.services import SnapshotSink
 
@@ -80,6 +91,8 @@ DEFAULT_LIMITS = sessions.Limits()
 SWEEP_SECONDS = 1.0
 """How often callers are looked for who stopped waiting."""
 SWEEP_GRACE_SECONDS = 5.0
+CHANGE_MARGIN_SECONDS = 0.5
+"""How much sooner than its caller a change is given up, so that the caller hears why."""
 ACKS_TO_WAIT_MAX = 8
 """Messages in flight to a peer up to which its late acknowledgements may wait."""
 
@@ -93,17 +106,9 @@ class Mail(Protocol):
 
     def forward(self, leader_id: str, calls: list[Call]) -> None: ...
 
+    def forward_wish(self, leader_id: str, wish: Wish) -> None: ...
+
     def fetch_snapshot(self, leader_id: str, sink: SnapshotSink) -> None: ...
-
-
-class Transfer(Waiter):
-    """A caller who wants leadership handed over."""
-
-    __slots__ = ("target",)
-
-    def __init__(self, target: str) -> None:
-        super().__init__()
-        self.target = target
 
 
 class LeaderWanted(Waiter):
@@ -138,8 +143,9 @@ class NodeLoop:
     """Takes all that waits in the inbox, tells Raft, and hands each effect to whoever carries it out.
 
     Never waits for anything but news. why_no_leader: a sentence for callers who could not be served. leader_changed:
-    told the id of the leader, "" for none; must not block. clock: that of the calls' deadlines. session_limits: for
-    sessions that are opened while this node leads.
+    told the id of the leader, "" for none; must not block. why_refused: for a peer's id, why it does not hear us or we
+    not it, as the end of a sentence. clock: that of the calls' deadlines. session_limits: for sessions that are opened
+    while this node leads.
     """
 
     def __init__(
@@ -159,6 +165,7 @@ class NodeLoop:
         why_no_leader: Callable[[], str],
         apply_stuck_seconds: float = 0.0,
         leader_changed: Callable[[str], None] = lambda leader_id: None,
+        why_refused: Callable[[str], str] = lambda peer: "",
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.raft = raft
@@ -179,6 +186,7 @@ class NodeLoop:
         self.session_limits = session_limits
         self._why_no_leader = why_no_leader
         self._tell_leader_changed = leader_changed
+        self._why_refused = why_refused
         self._clock = clock
         self._tokens = count(1)
         self._proposed: dict[int, list[Call]] = {}
@@ -187,6 +195,8 @@ class NodeLoop:
         self._parked: list[Call] = []
         self._leader_wanted: list[LeaderWanted] = []
         self._transfers: dict[int, Transfer] = {}
+        self._changes: dict[int, Change] = {}
+        self._wishes_parked: list[Wish] = []
         self._new_writes: list[Call] = []
         self._new_session_writes: list[Call] = []
         self._new_reads: list[Call] = []
@@ -214,13 +224,17 @@ class NodeLoop:
             RoleChanged: self._role_changed,
             LeaderChanged: self._leader_changed,
             ConfigurationChanged: self._configuration_changed,
+            PeersChanged: self._peers_changed,
+            ChangeEnded: self._change_ended,
+            Removed: self._removed,
             TransferEnded: self._transfer_ended,
             TruncatedTo: self._truncated_to,
             Alarm: self._alarm,
         }
         self._take: dict[type[Any], Callable[[Any], None]] = {
             TickDue: self._take_tick,
-            Transfer: self._take_transfer,
+            Transfer: self._take_wish,
+            Change: self._take_wish,
             LeaderWanted: self._take_leader_wanted,
             Tuning: self._take_tuning,
             SnapshotRecorded: self._take_recorded,
@@ -268,14 +282,43 @@ class NodeLoop:
     def _take_tick(self, _: TickDue) -> None:
         if self._parked:
             self._sweep_parked()
+        if self._wishes_parked:
+            parked, self._wishes_parked = self._wishes_parked, []
+            for wish in parked:
+                self._take_wish(wish)
         if self._clock() - self._swept_at > SWEEP_SECONDS:
             self._sweep()
         self._watch_app()
 
-    def _take_transfer(self, transfer: Transfer) -> None:
-        token = next(self._tokens)
-        self._transfers[token] = transfer
-        self._step(TransferRequested(token=token, target=transfer.target))
+    def _take_wish(self, wish: Wish) -> None:
+        """Tell Raft if we lead; else let the leader do it, once it is known."""
+        leader_id = self.raft.leader_id
+        if self.raft.role is Role.LEADER:
+            token = next(self._tokens)
+            if isinstance(wish, Transfer):
+                self._transfers[token] = wish
+                self._step(TransferRequested(token=token, target=wish.target))
+            elif isinstance(wish, Change):
+                self._changes[token] = wish
+                timeout_seconds = max(wish.deadline - self._clock() - CHANGE_MARGIN_SECONDS, 0.0)
+                self._step(ChangeMembership(token=token, change=wish.change, timeout_seconds=timeout_seconds))
+        elif wish.forwarded:
+            fail([wish], self._not_leader())
+        elif leader_id and leader_id != self.raft.id:
+            self._mail.forward_wish(leader_id, wish)
+        elif wish.deadline <= self._clock() or is_removed(self.raft):
+            fail([wish], NoLeader(self._why_no_leader()))
+        else:
+            self._wishes_parked.append(wish)
+
+    def park_wish(self, wish: Wish) -> None:
+        """The leader of a moment ago leads no more: wait for the next one. Hub only."""
+        if self._why_ended is not None:
+            fail([wish], self._why_ended())
+        elif wish.deadline <= self._clock():
+            fail([wish], NoLeader(self._why_no_leader()))
+        else:
+            self._wishes_parked.append(wish)  # the next tick looks again
 
     def _take_tuning(self, tuning: Tuning) -> None:
         try:
@@ -369,7 +412,7 @@ class NodeLoop:
                 fail([call], self._not_leader())
             elif leader_id:
                 forward.append(call)
-            elif call.wait_for_leader:
+            elif call.wait_for_leader and not is_removed(self.raft):
                 self._parked.append(call)
             else:
                 fail([call], NoLeader(self._why_no_leader()))
@@ -592,13 +635,50 @@ class NodeLoop:
             finish(wanted, [effect.leader] * len(wanted))
 
     def _configuration_changed(self, effect: ConfigurationChanged) -> None:
-        members = effect.configuration.members
-        self._mail.set_peers({id: member.address for id, member in members.items() if id != self.raft.id})
+        def addresses(members: Iterable[Member]) -> dict[str, str]:
+            return {member.id: member.address for member in members}
+
+        self._dispatcher.send(
+            signals.configuration_changed,
+            voters=addresses(effect.configuration.voters),
+            learners=addresses(effect.configuration.learners),
+            outgoing=addresses(effect.configuration.outgoing),
+            index=effect.index,
+        )
+
+    def _peers_changed(self, effect: PeersChanged) -> None:
+        self._mail.set_peers(effect.addresses)
+
+    def _change_ended(self, effect: ChangeEnded) -> None:
+        change = self._changes.pop(effect.token)
+        error: GeraftError
+        match effect.outcome:
+            case ChangeOutcome.DONE:
+                finish([change], [self.raft.configuration])
+                return
+            case ChangeOutcome.NOT_LEADER:
+                self._take_wish(change)
+                return
+            case ChangeOutcome.REFUSED:
+                error = MembershipRefused(effect.sentence)
+            case ChangeOutcome.PENDING:
+                error = MembershipPending(effect.sentence)
+            case ChangeOutcome.GIVEN_UP:
+                error = CatchUpFailed(effect.sentence + self._why_refused(effect.server))
+            case ChangeOutcome.UNKNOWN:
+                error = OutcomeUnknown(f"{effect.sentence}: look at the members, and ask again if need be")
+        fail([change], error)
+
+    def _removed(self, effect: Removed) -> None:
+        log.warning("%s: removed from the cluster, as of entry %d", self.raft.id, effect.index)
+        self._unpark()  # nobody will lead us any more
 
     def _transfer_ended(self, effect: TransferEnded) -> None:
         transfer = self._transfers.pop(effect.token)
         if effect.reason is None:
             finish([transfer], [None])
+        elif effect.reason in (Reason.TRANSFERRING, Reason.NOT_LEADER):
+            self._wishes_parked.append(transfer)  # at the next tick somebody else may lead
         else:
             log.warning("%s: leadership stays here: %s", self.raft.id, effect.reason.value)
             fail([transfer], TransferFailed(effect.reason.value))
@@ -628,10 +708,19 @@ class NodeLoop:
         left = [*self._transfers.values(), *self._leader_wanted, *self._parked]
         for new in (self._new_writes, self._new_session_writes, self._new_reads):
             left += _take(new, len(new))
+        left += self._wishes_parked
+        fail(list(self._changes.values()), OutcomeUnknown(f"{unknown}; look at the members"))
         for calls in self._proposed.values():
             left += calls
         left += [item for item in [*self._untaken, *untaken] if isinstance(item, Waiter)]
-        for waiting in (self._transfers, self._leader_wanted, self._parked, self._proposed):
+        for waiting in (
+            self._transfers,
+            self._changes,
+            self._wishes_parked,
+            self._leader_wanted,
+            self._parked,
+            self._proposed,
+        ):
             waiting.clear()
         fail(left, nothing)
 

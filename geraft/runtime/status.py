@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from geraft.core.changes import is_removed
 from geraft.core.effects import Role
 from geraft.core.membership import Configuration, Member
 from geraft.core.raft import Raft
@@ -47,6 +48,8 @@ class NodeStatus:
     the oldest one in its log. fetching_from: the leader whose snapshot it fetches just now, "" if none; fetched_bytes
     of fetch_size_bytes are here, which is 0 until it is known.
     writes_waiting, reads_waiting: callers at this node as the leader; calls_parked: those who wait for a leader.
+    membership: voter, learner, removed, or none yet, as the node knows. membership_change: on a leader, in words, the
+    one that is under way.
     """
 
     id: str
@@ -70,6 +73,8 @@ class NodeStatus:
     writes_waiting: int = 0
     reads_waiting: int = 0
     calls_parked: int = 0
+    membership: str = ""
+    membership_change: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +114,29 @@ def peer_statuses(
     return tuple(statuses)
 
 
+def membership_of(raft: Raft) -> str:
+    if is_removed(raft):
+        return "removed"
+    if raft.id in raft.configuration.voter_ids:
+        return "voter"
+    return "learner" if raft.id in raft.configuration.members else "none"
+
+
+def explain_change(raft: Raft) -> str:
+    """What changes in the membership just now, and what it waits for; "" if nothing does."""
+    change = raft.change
+    if change is None:
+        return "the last step of a joint configuration is under way" if raft.configuration.outgoing else ""
+    if change.given_up:
+        return f"given up: {change.given_up}"
+    behind = [
+        f"{id} still lacks {raft.log.last_entry.index - progress.match_index} entries (round {way.round})"
+        for id, way in list(change.catching_up.items())
+        if not way.done and (progress := raft.progress.get(id)) is not None
+    ]
+    return ", ".join(behind) or "a step waits to be committed"
+
+
 def explain(
     raft: Raft,
     peers: tuple[PeerStatus, ...],
@@ -123,9 +151,14 @@ def explain(
             _how_it_lags(raft, peer) for peer in peers if peer.match_index < raft.commit_index or not peer.connected
         ]
         sentence = "leads, all members are up to date" if not lagging else f"leads; {', '.join(lagging)}"
+        if change := explain_change(raft):
+            sentence += f"; the membership changes: {change}"
+    elif is_removed(raft):
+        sentence = explain_no_leader(raft, peers)
     elif raft.leader_id:
         refusal = next((peer.refusal for peer in peers if peer.id == raft.leader_id), "")
-        sentence = f"follows {raft.leader_id}" + (f", in vain: {refusal}" if refusal else "")
+        learning = " as a learner" if membership_of(raft) == "learner" else ""
+        sentence = f"follows {raft.leader_id}{learning}" + (f", in vain: {refusal}" if refusal else "")
         if fetch is not None:
             sentence += f"; fetches a snapshot: {fetch.offset} of {fetch.size_bytes or 'unknown'} bytes are here"
     else:
@@ -169,6 +202,11 @@ def _silence(peer: PeerStatus) -> str:
 def explain_no_leader(raft: Raft, peers: tuple[PeerStatus, ...]) -> str:
     configuration: Configuration = raft.configuration
     voters = configuration.voter_ids
+    if is_removed(raft):
+        return (
+            f"removed from the cluster as of entry {raft.removed_at}: stop this node; to bring it back, start it over"
+            " an empty store with join"
+        )
     if not voters:
         return "no leader: this node is a member of no cluster yet"
     recent = 2 * raft.settings.election_timeout_seconds

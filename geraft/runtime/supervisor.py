@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from enum import Enum
@@ -20,7 +21,7 @@ from geraft.core.effects import Role
 from geraft.core.entries import EntryBatch, EntryId, EntryKind
 from geraft.core.events import PeerConnected, PeerDisconnected, Persisted, SnapshotFetched, SnapshotFetchFailed
 from geraft.core.log import Log
-from geraft.core.membership import Refusal, initial_cluster_id, initial_configuration, refusal_of
+from geraft.core.membership import AddServer, Member, Refusal, initial_cluster_id, initial_configuration, refusal_of
 from geraft.core.messages import AppendEntriesReply, HeartbeatReply, PeerMessage, RequestVoteReply
 from geraft.core.raft import Raft, Settings
 from geraft.core.snapshots import Snapshot
@@ -28,15 +29,18 @@ from geraft.errors import (
     BootstrapRefused,
     ConfigError,
     GeraftError,
+    JoinRefused,
+    MembershipRefused,
     NodeForked,
     NodeStopped,
     NoLeader,
     OutcomeUnknown,
     StorageFailed,
     StorageForeign,
+    Unreachable,
 )
 from geraft.pb import geraft_pb2 as pb
-from geraft.records import encode_configuration
+from geraft.records import decode_configuration, encode_configuration
 from geraft.runtime.applier import Applier, Readers, StateWanted
 from geraft.runtime.compactor import Compactor
 from geraft.runtime.dispatcher import Dispatcher
@@ -54,13 +58,24 @@ from geraft.runtime.hub import (
     release_hub,
 )
 from geraft.runtime.log_writer import ForgetSnapshot, LogWriter
-from geraft.runtime.node_loop import NodeLoop, Transfer, Tuning
+from geraft.runtime.node_loop import NodeLoop, Tuning
 from geraft.runtime.snapshot_fetcher import SnapshotFetch
 from geraft.runtime.snapshot_keeper import SnapshotKeeper
-from geraft.runtime.status import ClusterInfo, NodeStatus, explain, explain_no_leader, peer_statuses
+from geraft.runtime.status import (
+    ClusterInfo,
+    NodeStatus,
+    explain,
+    explain_change,
+    explain_no_leader,
+    membership_of,
+    peer_statuses,
+)
 from geraft.runtime.ticker import Ticker
+from geraft.runtime.wishes import Change, Transfer, Wish
 from geraft.storage.base import Identity, RaftStorage, StoredState
+from geraft.transport.grpc_mode import sleep
 from geraft.transport.hosted import Door
+from geraft.transport.seeds import Seeds
 from geraft.transport.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -71,6 +86,15 @@ SILENCE_SECONDS = 2.0
 """What leaving the network takes at most."""
 APP_SLOW_SECONDS = 5.0
 """For so long an app may be with one entry before status() says that it hangs."""
+SEED_PAUSE_SECONDS = 0.25
+"""Between two attempts to be let in."""
+MEMBER_PROBE_SECONDS = 0.5
+"""For so long a member that starts with join waits for what the seeds say."""
+ADD_SECONDS = 5.0
+"""What one attempt may take."""
+SETTLE_SECONDS = 300.0
+"""What catching up may take before it is asked for again."""
+SETTLE_PAUSE_SECONDS = 2.0
 TEAR_DOWN_SECONDS = 5.0
 """What it takes at most to let go of everything after a start that failed."""
 
@@ -99,6 +123,22 @@ def session_limits(config: Config) -> sessions.Limits:
     )
 
 
+def _foreign(identity: Identity, cluster_id: str) -> JoinRefused:
+    return JoinRefused(
+        f"the store holds the state of cluster {identity.cluster_id}, and the seeds belong to {cluster_id}: start this"
+        " node over an empty store to join that one"
+    )
+
+
+def _still_to_be_voter(raft: Raft) -> bool:
+    """Whether we are no voter, and never have been: one who was made a learner again stays one.
+
+    An earlier server of our id, with another store, does not count.
+    """
+    voters = [member for _, known in list(raft.log.configurations) for member in (*known.voters, *known.outgoing)]
+    return not any(member.id == raft.id and member.store_id == raft.store_id for member in voters)
+
+
 class Supervisor:
     """Everything that runs for one node, put together. Also what the transport and callers reach it by."""
 
@@ -113,6 +153,9 @@ class Supervisor:
         cluster_name: str,
         config: Config,
         sender: object,
+        join: Sequence[str] = (),
+        learner: bool = False,
+        advertise: str = "",
         dial: Mapping[str, str] | None = None,
         door: Door | None = None,
     ) -> None:
@@ -124,6 +167,11 @@ class Supervisor:
         self._listen = listen
         self._bootstrap = dict(bootstrap) if bootstrap is not None else None
         self._cluster_name = cluster_name
+        self._join = tuple(join)
+        self._learner = learner
+        self._advertise = advertise
+        self._must_be_added = False
+        self._addresses_of_seeds: dict[str, str] = {}  # of the members, as the seeds told: until our own log names any
         self.config = config
         self._dial = dict(dial or {})
         self._door = door
@@ -191,12 +239,15 @@ class Supervisor:
         self._log_writer.start()
         try:
             state: StoredState = self._log_writer.run(self._open_store, left(), too_long("opening the log store"))
-            state = self._log_writer.run(lambda: self._own(state), left(), too_long("preparing the log store"))
+            self._hub = acquire_hub()
+            cluster_id = self._cluster_to_join(state, deadline) if self._join else ""
+            state = self._log_writer.run(
+                lambda: self._own(state, cluster_id), left(), too_long("preparing the log store")
+            )
             self._applier.start()
             snapshot, damaged = self._applier.run(
                 lambda: self._recover_app(state), left(), too_long("the app's install_snapshot")
             )
-            self._hub = acquire_hub()
             self._hub.call(self._assemble, state, snapshot, timeout_seconds=left())
             self._keeper.start()
             for index in damaged:
@@ -212,6 +263,9 @@ class Supervisor:
                 self.phase = Phase.RUNNING
             self._hub.call(self._run, timeout_seconds=left())
             self._transport.health.set_running(self.phase is Phase.RUNNING)
+            if self._must_be_added:
+                self._ask_to_be_added(deadline)
+            self._hub.spawn(self._settle_in)
         except BaseException as error:
             with self._lock:
                 self.phase, self.cause = Phase.FAILED, error
@@ -240,7 +294,145 @@ class Supervisor:
             turned, self._turned = self._turned, []
         finish(turned, [None] * len(turned))
 
-    def _own(self, state: StoredState) -> StoredState:
+    # Joining
+
+    def _cluster_to_join(self, state: StoredState, deadline: float) -> str:
+        """The id of the seeds' cluster, if this node may become, or is, a member of it; "" if it need not ask.
+
+        Raises JoinRefused with the reason why it may not.
+        """
+        assert self._hub is not None
+        identity, seeds = state.identity, Seeds(self._hub, self.config, self._dial)
+        if identity is not None and state.configurations:
+            member = state.configurations[-1][1].members.get(self.id)
+            if member is not None and member.store_id in ("", identity.store_id):
+                self._refuse_foreign_seeds(identity, seeds)
+                return ""  # a member since an earlier start
+        while True:
+            answers, reasons = seeds.cluster_infos(self._join)
+            known = [answer for answer in answers if answer.configuration.voters]
+            if known:
+                break
+            if self._stop_wanted or monotonic() + SEED_PAUSE_SECONDS > deadline:
+                why = "; ".join(reasons) or "those that answer are members of no cluster themselves"
+                raise JoinRefused(f"no seed of {', '.join(self._join)} tells of a cluster: {why}")
+            sleep(SEED_PAUSE_SECONDS)
+        clusters = sorted({answer.cluster_id for answer in known})
+        if len(clusters) > 1:
+            raise JoinRefused(f"the seeds belong to different clusters, {', '.join(clusters)}: name those of one only")
+        if identity is not None and identity.cluster_id != clusters[0]:
+            raise _foreign(identity, clusters[0])
+        configuration = decode_configuration(max(known, key=lambda answer: answer.term).configuration)
+        # A snapshot may be the first that we get, and must be pulled from a member that we can reach.
+        self._addresses_of_seeds = {id: each.address for id, each in configuration.members.items() if id != self.id}
+        member = configuration.members.get(self.id)
+        store_id = identity.store_id if identity is not None else ""
+        if member is None:
+            if state.last_entry.index:
+                raise JoinRefused(
+                    f"the store holds old state of cluster {clusters[0]}, of which {self.id} is no member any more:"
+                    " start this node over an empty store to join again"
+                )
+            self._must_be_added = True
+        elif member.store_id not in ("", store_id):
+            raise JoinRefused(
+                f"the id {self.id!r} is taken by another store, the server at {member.address}: join under another"
+                f" id, or remove {self.id!r} first if its store is lost"
+            )
+        return clusters[0]
+
+    def _refuse_foreign_seeds(self, identity: Identity, seeds: Seeds) -> None:
+        """A member need not ask anybody; but it shall know if it was told to join another cluster than its own."""
+        answers, _ = seeds.cluster_infos(self._join, MEMBER_PROBE_SECONDS)
+        for answer in answers:
+            if answer.cluster_id != identity.cluster_id:
+                raise _foreign(identity, answer.cluster_id)
+
+    def _ask_to_be_added(self, deadline: float) -> None:
+        """Become a learner: block until the cluster has us as one and its leader reaches us. Raises JoinRefused."""
+        assert self._hub is not None
+        seeds, address = Seeds(self._hub, self.config, self._dial), self._advertise or self.address
+        wish = Change(AddServer(id=self.id, address=address, store_id=self.store_id, learner=True), deadline)
+        reason: object = "no time was left"
+        for seed in itertools.cycle(self._join):
+            left = deadline - monotonic()
+            if left <= 0 or self._stop_wanted:
+                raise JoinRefused(f"{self.id} could not join in time: {reason}")
+            try:
+                seeds.fulfil(seed, wish, self.cluster_id, min(left, ADD_SECONDS))
+                break
+            except MembershipRefused as error:
+                raise JoinRefused(str(error)) from None
+            except GeraftError as error:
+                reason = error
+                sleep(SEED_PAUSE_SECONDS)
+        while not self._raft.leader_id:
+            if monotonic() > deadline or self.phase is not Phase.RUNNING:
+                raise JoinRefused(
+                    f"{self.id} was added as a learner, but the leader does not reach it at {address}: correct"
+                    f" advertise or listen, remove {self.id!r} and start over an empty store"
+                )
+            sleep(0.05)
+
+    def _settle_in(self) -> None:
+        """Tell the cluster of our address if it is another one now, and become a voter if we joined to be one.
+
+        In a greenlet of its own, for as long as it takes.
+        """
+        assert self._hub is not None
+        said = ""
+        while self.phase is Phase.RUNNING and self._hub is not None:
+            raft = self._raft
+            member = raft.configuration.members.get(self.id)
+            try:
+                if member is not None and self._advertise not in ("", member.address):
+                    self._tell_address(member)
+                elif self._join and not self._learner and _still_to_be_voter(raft):
+                    address = member.address if member is not None else self._advertise or self.address
+                    change = AddServer(id=self.id, address=address, store_id=self.store_id)
+                    wish = Change(change, monotonic() + SETTLE_SECONDS)
+                    self.put(wish)
+                    wish.result(SETTLE_SECONDS + 1.0, lambda: OutcomeUnknown("no answer of the leader in time"))
+                else:
+                    return
+            except MembershipRefused as error:
+                log.error("%s: %s", self.id, error)
+                return
+            except GeraftError as error:
+                if str(error) != said and self.phase is Phase.RUNNING:
+                    said = str(error)
+                    log.warning("%s is not settled in the cluster yet: %s", self.id, error)
+                sleep(SETTLE_PAUSE_SECONDS)
+
+    def _tell_address(self, member: Member) -> None:
+        """Have our address in the configuration changed: the leader can't reach us under the one that it has."""
+        assert self._hub is not None
+        change = AddServer(id=self.id, address=self._advertise, store_id=self.store_id, learner=True)
+        wish = Change(change, monotonic() + ADD_SECONDS)
+        peers = [*self._raft.addresses.values(), *self._join]
+        if self._raft.role is Role.LEADER or not peers:
+            self.put(wish)
+            wish.result(ADD_SECONDS, lambda: OutcomeUnknown("no answer in time"))
+            return
+        error: GeraftError = Unreachable("nobody to ask")
+        for address in peers:
+            try:
+                Seeds(self._hub, self.config, self._dial).fulfil(address, wish, self.cluster_id, ADD_SECONDS)
+            except MembershipRefused:
+                raise
+            except GeraftError as reason:
+                error = reason
+            else:
+                log.info(
+                    "%s: the others know that it is at %s now, not at %s", self.id, self._advertise, member.address
+                )
+                wait_until = monotonic() + ADD_SECONDS
+                while monotonic() < wait_until and self._raft.configuration.members.get(self.id) == member:
+                    sleep(0.1)  # until the leader, which reaches us now, has sent us that entry
+                return
+        raise error
+
+    def _own(self, state: StoredState, joined_id: str = "") -> StoredState:
         """Make sure that the store is this node's, and that of the cluster it was told; bootstrap it if it is empty."""
         bootstrap = self._bootstrap
         cluster_id = initial_cluster_id(bootstrap, self._cluster_name) if bootstrap is not None else ""
@@ -248,10 +440,14 @@ class Supervisor:
             raise ConfigError(f"the bootstrap list {sorted(bootstrap)} does not name this node, {self.id!r}")
         identity = state.identity
         if identity is None:
+            if joined_id:
+                self._storage.initialise(Identity(joined_id, self.id, uuid.uuid4().hex), [])
+                self._storage.close()
+                return self._own(self._storage.open(), joined_id)
             if bootstrap is None:
                 raise BootstrapRefused(
                     "the store is empty and no voters are given: pass bootstrap={id: address, ...}, the same on each"
-                    " node, to found a cluster"
+                    " node, to found a cluster, or join=[address, ...] of members to join one"
                 )
             first = EntryBatch(
                 term=1,
@@ -302,7 +498,7 @@ class Supervisor:
         )
         self._inbox = self._hub.inbox()
         member = self._raft.configuration.members.get(self.id)
-        listen = self._listen or (member.address if member is not None else "")
+        listen = self._listen or self._advertise or (member.address if member is not None else "")
         if not listen:
             raise ConfigError("listen must be host:port")
         transport = self._transport = Transport(self, listen, self.config, self._hub, self._dial, self._door)
@@ -321,6 +517,7 @@ class Supervisor:
             why_no_leader=self.why_no_leader,
             apply_stuck_seconds=self.config.apply_stuck_seconds,
             leader_changed=lambda leader_id: transport.health.set_leader_known(bool(leader_id)),
+            why_refused=lambda peer: f" ({self._refusals[peer]})" if peer in self._refusals else "",
         )
         self._ticker = Ticker(
             self._inbox,
@@ -335,8 +532,7 @@ class Supervisor:
     def _run(self) -> None:
         """Start the greenlets. On the hub."""
         assert self._transport is not None
-        members = self._raft.configuration.members
-        self._transport.set_peers({id: member.address for id, member in members.items() if id != self.id})
+        self._transport.set_peers(self._raft.addresses or self._addresses_of_seeds)
         for run in self._workers:
             greenlet = gevent.Greenlet(run)
             greenlet.link_exception(self._greenlet_died)
@@ -483,6 +679,22 @@ class Supervisor:
         except GeraftError as stopped:
             fail(waiting, stopped)
 
+    def submit_wish(self, wish: Wish) -> None:
+        try:
+            self.put(wish)
+        except GeraftError as error:
+            fail([wish], error)
+
+    def resubmit_wish(self, wish: Wish) -> None:
+        hub = self._hub
+        try:
+            self.check()
+            if hub is None:
+                raise self._not_running()
+            hub.post(self._loop.park_wish, wish)
+        except GeraftError as stopped:
+            fail([wish], stopped)
+
     def reading_snapshot(self, last_entry: EntryId) -> AbstractContextManager[tuple[Snapshot, Iterator[bytes]]]:
         return self._keeper.reading(last_entry)
 
@@ -538,6 +750,8 @@ class Supervisor:
             writes_waiting=status.writes_waiting,
             reads_waiting=status.reads_waiting,
             calls_parked=status.calls_parked,
+            membership=status.membership,
+            membership_change=status.membership_change,
             peers=[
                 pb.PeerStatus(
                     id=peer.id,
@@ -598,6 +812,8 @@ class Supervisor:
             writes_waiting=waiting.writes,
             reads_waiting=waiting.reads,
             calls_parked=waiting.parked,
+            membership=membership_of(raft),
+            membership_change=explain_change(raft) if raft.role is Role.LEADER else "",
         )
 
     def why_no_leader(self) -> str:

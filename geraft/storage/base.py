@@ -10,6 +10,7 @@ from typing import NamedTuple
 from geraft.core.entries import ZERO, Ballot, EntryBatch, EntryId
 from geraft.core.membership import Configuration
 from geraft.core.snapshots import Snapshot
+from geraft.errors import StorageError
 
 FORMAT_VERSION = 1
 """Of what stores write; a store with a higher one is refused, one with a lower one migrated."""
@@ -122,6 +123,13 @@ class RaftStorage(ABC):
         the catalogue. Ballot and identity stay. For a log that conflicts with what was committed (Raft dissertation
         5.1).
         """
+
+    def recover(self, identity: Identity, ballot: Ballot, batch: EntryBatch) -> None:
+        """Give the store another identity, and write ballot and batch as write does, in one atomic durable step.
+
+        For recovery after the loss of a quorum, and nothing else. A kind of store that can't do it raises StorageError.
+        """
+        raise StorageError(f"{type(self).__name__} can't be given another identity: recover with another kind of store")
 
     @abstractmethod
     def close(self) -> None:

@@ -52,6 +52,10 @@ class MemoryStorage(RaftStorage):
             raise BootstrapRefused(f"this MemoryStorage already holds the state of {self._state.identity}")
         self._write(identity, None, batches)
 
+    def recover(self, identity: Identity, ballot: Ballot, batch: EntryBatch) -> None:
+        self._check_open()
+        self._write(identity, ballot, [batch])
+
     def write(self, ballot: Ballot | None, batches: Sequence[EntryBatch]) -> None:
         self._check_open()
         self._write(None, ballot, batches)

@@ -192,6 +192,10 @@ class SqliteStorage(RaftStorage):
             )
         self._write(writer, state, identity, None, batches)
 
+    def recover(self, identity: Identity, ballot: Ballot, batch: EntryBatch) -> None:
+        writer, state = self._usable()
+        self._write(writer, state, identity, ballot, [batch])
+
     def write(self, ballot: Ballot | None, batches: Sequence[EntryBatch]) -> None:
         writer, state = self._usable()
         if ballot is not None or batches:

@@ -270,6 +270,26 @@ class Cluster:
             else:
                 return
 
+    def add(self, node: str, *, join: Iterable[str] = (), address: str = "", options: Iterable[str] = ()) -> None:
+        """Start one more node, over an empty store unless it has been here before; block until it has been let in.
+
+        join: through which nodes, by default all that there are. options: more arguments of `geraft serve`, such as
+        --learner. Raises DidNotStart.
+        """
+        seeds = [self.address(seed) for seed in join or self.members if seed != node]
+        self.members[node] = address or self.members.get(node) or free_addresses(1)[0]
+        arguments = ["--id", node, "--join", ",".join(seeds), "--listen", self.address(node)]
+        arguments += ["--data-dir", str(self.data(node)), "--log-level", "info", *self._options, *options]
+        self.nodes[node] = NodeProcess(node, arguments, self.directory / f"{node}.log")
+        self.nodes[node].start()
+        self.nodes[node].wait_until_ready()
+
+    def forget(self, node: str) -> None:
+        """Kill the node and delete its data: it belongs to the cluster no more."""
+        self.kill(node)
+        del self.nodes[node], self.members[node]
+        shutil.rmtree(self.data(node), ignore_errors=True)
+
     def stop(self) -> None:
         """End all that runs: SIGTERM, and SIGKILL for those that do not heed it. Again is no error."""
         running = [node for node in self.nodes.values() if node.running]

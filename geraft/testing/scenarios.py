@@ -18,6 +18,7 @@ from geraft.core.effects import (
     Alarm,
     Apply,
     CancelFetch,
+    ChangeEnded,
     Committed,
     CompactLog,
     ConfigurationChanged,
@@ -27,12 +28,14 @@ from geraft.core.effects import (
     InstallSnapshot,
     LeaderChanged,
     LoadEntries,
+    PeersChanged,
     Persist,
     ProposalAccepted,
     ProposalRefused,
     ReadConfirmed,
     ReadRefused,
     RecordSnapshot,
+    Removed,
     Role,
     RoleChanged,
     Send,
@@ -43,6 +46,7 @@ from geraft.core.effects import (
 from geraft.core.entries import ZERO, Ballot, EntryBatch, EntryId, EntryKind
 from geraft.core.events import (
     Applied,
+    ChangeMembership,
     Event,
     PeerConnected,
     PeerDisconnected,
@@ -55,7 +59,16 @@ from geraft.core.events import (
     TransferRequested,
 )
 from geraft.core.invariants import ClusterHistory, check_logs_match
-from geraft.core.membership import Configuration
+from geraft.core.membership import (
+    AddServer,
+    Configuration,
+    DemoteServer,
+    Member,
+    MembershipChange,
+    PromoteServer,
+    RemoveServer,
+    ReplaceMembers,
+)
 from geraft.core.messages import (
     AppendEntries,
     AppendEntriesReply,
@@ -313,6 +326,41 @@ class Story:
         """transfer ID [TARGET]: hand leadership over."""
         self._step(id, TransferRequested(token=self._token(), target=target))
 
+    def do_server(self, id: str) -> None:
+        """server ID: one more, with an empty store; nobody knows it yet."""
+        self.servers[id] = VirtualServer(id, f"store{id}", [])
+        self.servers[id].clock_seconds = max(server.clock_seconds for server in self.servers.values())
+        self.chance[id] = FixedChance()
+        self._start(id)
+
+    def do_add(self, id: str, server: str, learner: str = "") -> None:
+        """add ID SERVER [learner]: ask server ID to let another one in."""
+        self._change(id, AddServer(id=server, address=f"{server}.test:1", learner=learner == "learner"))
+
+    def do_remove(self, id: str, server: str) -> None:
+        """remove ID SERVER"""
+        self._change(id, RemoveServer(id=server))
+
+    def do_promote(self, id: str, server: str) -> None:
+        """promote ID SERVER"""
+        self._change(id, PromoteServer(id=server))
+
+    def do_demote(self, id: str, server: str) -> None:
+        """demote ID SERVER"""
+        self._change(id, DemoteServer(id=server))
+
+    def do_members(self, id: str, voters: str, learners: str = "") -> None:
+        """members ID VOTER,... [LEARNER,...]: ask server ID to make these the members, and no others."""
+
+        def named(ids: str) -> tuple[Member, ...]:
+            known = self._raft(id).configuration.members
+            return tuple(Member(one, "" if one in known else f"{one}.test:1") for one in ids.split(",") if one)
+
+        self._change(id, ReplaceMembers(voters=named(voters), learners=named(learners)))
+
+    def _change(self, id: str, change: MembershipChange) -> None:
+        self._step(id, ChangeMembership(token=self._token(), change=change, timeout_seconds=30.0))
+
     def do_snapshot(self, id: str, index: str = "") -> None:
         """snapshot ID [INDEX]: its app has made a snapshot, by default of all that it has applied."""
         made = int(index) if index else self._raft(id).last_applied
@@ -519,6 +567,8 @@ class Story:
             case LoadEntries():
                 self.lines.append(f"{id} loads {effect.first_index}..{effect.last_index} for {effect.peer}")
                 self._step(id, self.servers[id].load(effect))
+            case PeersChanged():
+                pass
             case _:
                 self.lines.append(f"{id} {show_effect(effect)}")
 
@@ -550,7 +600,8 @@ def show_message(message: PeerMessage) -> str:
         case RequestVote():
             return f"{head} last_entry={_show(message.last_entry)}{' forced' if message.forced else ''}"
         case RequestVoteReply():
-            return f"{head} {'granted' if message.granted else 'refused'}"
+            removed = f", removed at {message.removed_at}" if message.removed_at else ""
+            return f"{head} {'granted' if message.granted else 'refused'}{removed}"
         case AppendEntries():
             entries = f" entries={_show_batches(message.batches)}" if message.batches else ""
             return f"{head} prev={_show(message.prev)}{entries} commit={message.commit_index}"
@@ -601,6 +652,11 @@ def show_effect(effect: Effect) -> str:
             return f"follows {effect.leader or 'nobody'} in term {effect.term}"
         case ConfigurationChanged():
             return f"configuration of {effect.index}: {_show_configuration(effect.configuration)}"
+        case ChangeEnded():
+            because = f": {effect.sentence}" if effect.sentence else ""
+            return f"change #{effect.token} {effect.outcome.value}{because}"
+        case Removed():
+            return f"is no member as of {effect.index}"
         case TransferEnded():
             return f"transfer #{effect.token} {'done' if effect.reason is None else f'failed: {effect.reason.value}'}"
         case TruncatedTo():
@@ -624,9 +680,16 @@ def show_effect(effect: Effect) -> str:
 
 
 def _show_configuration(configuration: Configuration) -> str:
-    return "voters " + " ".join(
-        f"{member.id}({member.store_id})" if member.store_id else member.id for member in configuration.voters
-    )
+    shown = f"voters {_show_members(configuration.voters)}"
+    if configuration.learners:
+        shown += f", learners {_show_members(configuration.learners)}"
+    if configuration.outgoing:
+        shown += f", joint with {_show_members(configuration.outgoing)}"
+    return shown
+
+
+def _show_members(members: Iterable[Member]) -> str:
+    return " ".join(f"{member.id}({member.store_id})" if member.store_id else member.id for member in members)
 
 
 def _tokens(tokens: Iterable[int]) -> str:

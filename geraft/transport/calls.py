@@ -259,6 +259,11 @@ class CallStream:
         """Whether it takes no more calls: make a new one."""
         return self._error is not None
 
+    @property
+    def unanswered(self) -> int:
+        """Calls that were sent, or are about to be, and have no answer yet."""
+        return len(self._sent) + self._outbox.waiting_count
+
     def submit(self, calls: Iterable[Call]) -> None:
         """Send the calls; each is answered once, or given back. Any thread; never blocks."""
         calls = list(calls)

@@ -76,6 +76,7 @@ def encode(message: PeerMessage, cluster_id: str, receiver: str) -> bytes:
                 round=message.round,
                 last_applied=message.last_applied,
                 silent_seconds=message.silent_seconds,
+                priority=message.priority,
             )
         case RequestVote():
             record = pb.RequestVoteReq(
@@ -85,7 +86,9 @@ def encode(message: PeerMessage, cluster_id: str, receiver: str) -> bytes:
                 forced=message.forced,
             )
         case RequestVoteReply():
-            record = pb.RequestVoteRep(header=header, granted=message.granted, pre_vote=message.pre_vote)
+            record = pb.RequestVoteRep(
+                header=header, granted=message.granted, pre_vote=message.pre_vote, removed_at=message.removed_at
+            )
         case TimeoutNow():
             record = pb.TimeoutNowReq(header=header)
     encoded: bytes = record.SerializeToString()
@@ -188,6 +191,7 @@ def heartbeat_reply(record: pb.HeartbeatRep) -> HeartbeatReply:
         round=_checked_index(record.round),
         last_applied=_checked_index(record.last_applied),
         silent_seconds=record.silent_seconds,
+        priority=record.priority,
     )
 
 
@@ -216,6 +220,7 @@ def request_vote_reply(record: pb.RequestVoteRep) -> RequestVoteReply:
         term=header.term,
         granted=record.granted,
         pre_vote=record.pre_vote,
+        removed_at=_checked_index(record.removed_at),
     )
 
 

@@ -13,15 +13,17 @@ import grpc
 
 from geraft.config import Config
 from geraft.core.messages import AppendEntries, Heartbeat, OfferSnapshot, PeerMessage, RequestVote, TimeoutNow
-from geraft.errors import GeraftError
+from geraft.errors import GeraftError, NodeStopped, NoLeader, NotLeader, OutcomeUnknown
 from geraft.pb import geraft_pb2 as pb
-from geraft.runtime.hub import Call, monotonic, native_lock
+from geraft.runtime.hub import Call, fail, finish, monotonic, native_lock
+from geraft.runtime.wishes import Wish
 from geraft.transport import codec, failures
 from geraft.transport.calls import CallStream, wait_until_up
 from geraft.transport.codec import BadMessage
 from geraft.transport.grpc_mode import GrpcMode, LazyChannel, Outbox, sleep
 from geraft.transport.server import HEADER_KEY, refusal_of
 from geraft.transport.services import Services, SnapshotSink
+from geraft.transport.wishes import decode_answer, encode_wish
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ WANTED_SECONDS = 3.0
 """A stream over which nobody tried to send for so long is not reopened."""
 REFUSED_PAUSE_SECONDS = 5.0
 """For which a peer whose replies we refuse hears nothing more of us: it shall ask, and be told why."""
+WISH_GRACE_SECONDS = 0.25
+"""How much longer than a wish may take we wait for the leader's answer, which knows the reason."""
 RETRY_SECONDS = 0.05
 RETRY_SECONDS_MAX = 0.5
 """Pause before a broken stream is opened again; doubles while it breaks at once."""
@@ -226,6 +230,7 @@ class PeerLink:
         self._lock = native_lock()
         self._calls: CallStream | None = None
         self._fetch_channels: set[LazyChannel] = set()
+        self._wishes: set[Wish] = set()
         self.channel = LazyChannel(dialled or address, channel_options(config.message_bytes_max))
         self._appends = PeerStream(
             self,
@@ -248,6 +253,12 @@ class PeerLink:
     def up(self) -> bool:
         """Whether the replication stream is up."""
         return self._appends.up
+
+    @property
+    def busy(self) -> bool:
+        """Whether callers wait for an answer of the peer."""
+        calls = self._calls
+        return bool(self._wishes) or (calls is not None and not calls.broken and calls.unanswered > 0)
 
     def header(self) -> bytes:
         """With which a stream is opened: who we are and whom we mean."""
@@ -372,6 +383,38 @@ class PeerLink:
                 )
             stream = self._calls
         stream.submit(calls)
+
+    def forward_wish(self, wish: Wish) -> None:
+        """Ask the peer, which is taken for the leader, to fulfil a caller's wish. Any thread; never blocks."""
+        self._wishes.add(wish)
+        self.mode.enter(self._ask_for, wish, name="geraft wish")
+
+    def _ask_for(self, wish: Wish) -> None:
+        method, record = encode_wish(wish, forwarded=True)
+
+        def answered(future: Any) -> None:
+            self._wishes.discard(wish)
+            try:
+                finish([wish], [decode_answer(wish, future.result())])
+            except grpc.FutureCancelledError:
+                fail([wish], OutcomeUnknown("the connection to the leader was closed"))
+            except grpc.RpcError as error:
+                reason = failures.error_from_rpc(error, self.address, sent=True)
+                if isinstance(reason, NotLeader | NoLeader | NodeStopped):
+                    self._services.resubmit_wish(wish)
+                else:
+                    fail([wish], reason)
+            except BadMessage as error:
+                fail([wish], OutcomeUnknown(f"{self.peer} answered what is no answer: {error}"))
+
+        try:
+            rpc: Any = self.channel.get().unary_unary(f"/geraft.Raft/{method}")
+            future = rpc.future(record.SerializeToString(), timeout=record.timeout_ms / 1000 + WISH_GRACE_SECONDS)
+        except ValueError:  # the channel was closed meanwhile
+            self._wishes.discard(wish)
+            self._services.resubmit_wish(wish)
+            return
+        future.add_done_callback(answered)
 
     def _resubmit(self, calls: list[Call], error: GeraftError) -> None:
         log.debug("%d calls forwarded to %s come back: %s", len(calls), self.peer, error)

@@ -22,17 +22,20 @@ from geraft.core.messages import (
 from geraft.errors import (
     AddressInUse,
     GeraftError,
+    MembershipRefused,
     NodeStopped,
     OutcomeUnknown,
     ProposalDropped,
     ReadTimeout,
     Rejected,
     SnapshotFailed,
+    TransferFailed,
 )
 from geraft.pb import geraft_pb2 as pb
-from geraft.records import encode_snapshot
+from geraft.records import encode_configuration, encode_snapshot
 from geraft.runtime.hub import Call, CallKind, SessionWrite, Waiter, finish, monotonic, native_lock, start_native_thread
-from geraft.transport import addresses, codec, failures
+from geraft.runtime.wishes import Change, Transfer, Wish
+from geraft.transport import addresses, codec, failures, wishes
 from geraft.transport.calls import (
     DEFAULT_TIMEOUT_SECONDS,
     MALFORMED_SESSION,
@@ -56,6 +59,8 @@ RPCS_MAX = 1024
 """Served at a time; beyond that gRPC itself answers RESOURCE_EXHAUSTED."""
 CALLERS_MAX = RPCS_MAX // 4
 """Of those, Call streams, and as many unary calls: callers can't crowd out the peers."""
+WISH_TIMEOUT_SECONDS = 30.0
+"""Of a change of the membership whose caller names none."""
 SNAPSHOT_PIECE_BYTES = 512 * 1024
 """Of a snapshot, in one message."""
 SNAPSHOT_WAITING_BYTES_MAX = 4 * 1024 * 1024
@@ -81,8 +86,6 @@ def refusal_sentence(refusal: Refusal, header: pb.Header, services: Services) ->
                 f"this is node {services.node_id}, not {header.receiver}: correct the address under which"
                 f" {header.sender} looks for {header.receiver}"
             )
-        case Refusal.UNKNOWN_SENDER:
-            return f"node {header.sender} is no member of the cluster as {services.node_id} knows it: add it first"
         case Refusal.STORE_REPLACED:
             return (
                 f"node {header.sender} answers from another store than the one this cluster knows (its log and vote"
@@ -160,6 +163,10 @@ class RaftHandlers:
                 "Status": unary(self._guarded(self._status)),
                 "GetConfig": unary(self._guarded(self._get_config)),
                 "TuneConfig": unary(self._guarded(self._tune_config)),
+                "AddServer": unary(self._guarded(self._add_server)),
+                "RemoveServer": unary(self._guarded(self._remove_server)),
+                "ChangeMembership": unary(self._guarded(self._change_membership)),
+                "TransferLeadership": unary(self._guarded(self._transfer_leadership)),
             },
         )
 
@@ -495,6 +502,47 @@ class RaftHandlers:
             with self._lock:
                 self._sessions -= 1
 
+    # Wishes for the leader
+
+    def _add_server(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.AddServerReq.FromString, encoded)
+        if record.cluster_id not in ("", self._services.cluster_id):
+            raise MembershipRefused(
+                f"{record.id} holds the state of cluster {record.cluster_id}, and this is {self._services.cluster_id}:"
+                " start it over an empty store to join"
+            )
+        return self._new_members(wishes.decode_add(record, _wish_deadline(context, record.timeout_ms)))
+
+    def _remove_server(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.RemoveServerReq.FromString, encoded)
+        return self._new_members(wishes.decode_remove(record, _wish_deadline(context, record.timeout_ms)))
+
+    def _change_membership(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.ChangeMembershipReq.FromString, encoded)
+        return self._new_members(wishes.decode_change(record, _wish_deadline(context, record.timeout_ms)))
+
+    def _transfer_leadership(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        record = codec.parse(pb.TransferLeadershipReq.FromString, encoded)
+        self._fulfilled(wishes.decode_transfer(record, _wish_deadline(context, record.timeout_ms)))
+        return pb.TransferLeadershipRep().SerializeToString()
+
+    def _new_members(self, change: Change) -> bytes:
+        configuration = encode_configuration(self._fulfilled(change))
+        return pb.MembershipRep(configuration=configuration).SerializeToString()
+
+    def _fulfilled(self, wish: Wish) -> Any:
+        """The node's answer to the wish; waits for it."""
+        with self._lock:
+            if self._unary_calls >= CALLERS_MAX:
+                raise ProposalDropped(f"{CALLERS_MAX} unary calls wait already: try again")
+            self._unary_calls += 1
+        try:
+            self._services.submit_wish(wish)
+            return wish.result(wish.deadline - monotonic() + ANSWER_GRACE_SECONDS, lambda: wish_timed_out(wish))
+        finally:
+            with self._lock:
+                self._unary_calls -= 1
+
     def _request_cluster_info(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
         codec.parse(pb.ClusterInfoReq.FromString, encoded)
         return self._services.cluster_info().SerializeToString()
@@ -569,6 +617,18 @@ def timed_out(call: Call) -> GeraftError:
     if call.kind is CallKind.READ:
         return ReadTimeout("the read was not answered in time")
     return OutcomeUnknown("the write was not answered in time: it may have happened, or may still happen")
+
+
+def wish_timed_out(wish: Wish) -> GeraftError:
+    """What the caller of a wish is told that got no answer within its time."""
+    if isinstance(wish, Transfer):
+        return TransferFailed("no outcome in time; the transfer may still come about")
+    return OutcomeUnknown("the change was not complete in time: look at the members, and ask again if need be")
+
+
+def _wish_deadline(context: grpc.ServicerContext, timeout_ms: int) -> float:
+    deadline: float = monotonic() + _within(context, timeout_ms / 1000 or WISH_TIMEOUT_SECONDS)
+    return deadline
 
 
 def _within(context: grpc.ServicerContext, seconds: float) -> float:

@@ -13,6 +13,7 @@ from geraft.core.messages import PeerMessage
 from geraft.core.snapshots import Snapshot
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, Waiter
+from geraft.runtime.wishes import Wish
 
 
 class Services(Protocol):
@@ -38,6 +39,12 @@ class Services(Protocol):
 
     def resubmit(self, calls: list[Call]) -> None:
         """Calls that were forwarded to the leader and certainly did not happen: they wait for a leader again."""
+
+    def submit_wish(self, wish: Wish) -> None:
+        """A caller's wish for the leader; to be answered with hub.finish or hub.fail."""
+
+    def resubmit_wish(self, wish: Wish) -> None:
+        """A wish that was forwarded to who leads no more: it waits for the next leader."""
 
     def cluster_info(self) -> pb.ClusterInfoRep: ...
 

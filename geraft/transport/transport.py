@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from geraft.config import Config
 from geraft.core.messages import AppendEntriesReply, HeartbeatReply, PeerMessage, RequestVoteReply
 from geraft.errors import GeraftError
-from geraft.runtime.hub import Call, HubThread, native_lock
+from geraft.runtime.hub import Call, HubThread, monotonic, native_lock
+from geraft.runtime.wishes import Wish
 from geraft.transport.grpc_mode import mode_for, sleep
 from geraft.transport.health import Health
 from geraft.transport.hosted import Door, HostedServer
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 0.1
 """For so long a node that stops still answers callers, so that they hear "stopped" and turn elsewhere: a write whose
 stream ends without an answer would count as unknown."""
+
+GONE_SECONDS = 2.0
+"""For so long at most the link to a member that has left stays open for calls that it was forwarded."""
 
 
 class Transport:
@@ -82,13 +86,20 @@ class Transport:
         for link in gone:
             if link.up:
                 self._services.peer_disconnected(link.peer, "its address changed, or it left the cluster")
-            self._mode.spawn(link.close, name="geraft peer close")
+            self._mode.spawn(self._close_when_idle, link, name="geraft peer close")
 
     def tune(self, config: Config) -> None:
         """Go by another config from now on, as far as its fields are tunable. The caller of set_peers only."""
         self._config = self.handlers.config = config
         for link in self._links.values():
             link.tune(config)
+
+    def _close_when_idle(self, link: PeerLink) -> None:
+        """A leader that was removed still answers what it was asked: wait a moment for that."""
+        deadline = monotonic() + GONE_SECONDS
+        while link.busy and monotonic() < deadline and not self._stopped:
+            sleep(0.05)
+        link.close()
 
     def send(self, to: str, message: PeerMessage) -> None:
         """Send, or drop what can't be sent now. Any thread; never blocks."""
@@ -107,6 +118,14 @@ class Transport:
             self._services.resubmit(calls)
             return
         link.forward(calls)
+
+    def forward_wish(self, leader_id: str, wish: Wish) -> None:
+        """Let the leader fulfil it; it is answered, or resubmitted. Any thread; never blocks."""
+        link = self._links.get(leader_id)
+        if link is None:
+            self._services.resubmit_wish(wish)
+        else:
+            link.forward_wish(wish)
 
     def fetch_snapshot(self, leader_id: str, sink: SnapshotSink) -> None:
         """Pull a snapshot from a member into the sink. Any thread; never blocks."""

@@ -6,7 +6,16 @@ import random
 from itertools import groupby
 
 import pytest
-from core_servers import batch, configuration, configuration_batch, log_of, make_candidate, make_leader, make_raft
+from core_servers import (
+    batch,
+    configuration,
+    configuration_batch,
+    log_of,
+    make_candidate,
+    make_leader,
+    make_raft,
+    members,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +24,7 @@ from geraft.core.effects import Role
 from geraft.core.entries import INDEX_MAX, ZERO, EntryBatch, EntryId, EntryKind
 from geraft.core.events import (
     Applied,
+    ChangeMembership,
     EntriesLoaded,
     Event,
     PeerConnected,
@@ -27,7 +37,21 @@ from geraft.core.events import (
 )
 from geraft.core.invariants import check_server
 from geraft.core.log import Log
-from geraft.core.membership import Configuration, Member, Refusal, refusal_of
+from geraft.core.membership import (
+    AddServer,
+    ChangeRefused,
+    Configuration,
+    DemoteServer,
+    Member,
+    MembershipChange,
+    PromoteServer,
+    Refusal,
+    RemoveServer,
+    ReplaceMembers,
+    changed,
+    next_step,
+    refusal_of,
+)
 from geraft.core.messages import (
     AppendEntries,
     AppendEntriesReply,
@@ -244,10 +268,49 @@ def test_a_record_that_we_would_not_write_is_refused(record: pb.EntryBatch) -> N
 def test_who_is_listened_to(value: Configuration, heard: dict[str, str], sender: str, store: str) -> None:
     refusal = refusal_of(value, heard, sender, store)
     member = value.members.get(sender)
-    if member is None:
-        assert refusal is Refusal.UNKNOWN_SENDER
-    elif member.store_id:
-        assert refusal is (None if store == member.store_id else Refusal.STORE_REPLACED)
+    known_store = (member.store_id if member is not None else "") or heard.get(sender, store)
+    assert refusal is (None if store == known_store else Refusal.STORE_REPLACED)
+
+
+ids = st.sampled_from("12345")
+some_members = st.sets(ids, max_size=5).map(lambda chosen: tuple(Member(id, f"{id}:1") for id in sorted(chosen)))
+changes_wanted = st.one_of(
+    st.builds(AddServer, id=ids, address=ids.map(lambda id: f"{id}:1"), learner=st.booleans()),
+    st.builds(RemoveServer, id=ids),
+    st.builds(PromoteServer, id=ids),
+    st.builds(DemoteServer, id=ids),
+    st.builds(ReplaceMembers, voters=some_members, learners=some_members),
+)
+settled = st.builds(
+    lambda voters, learners: Configuration(
+        voters=voters, learners=tuple(member for member in learners if member not in voters)
+    ),
+    some_members.filter(bool),
+    some_members,
+)
+
+
+@given(settled, changes_wanted)
+def test_each_step_of_a_change_is_safe_and_leads_to_its_end(now: Configuration, wanted: MembershipChange) -> None:
+    """Majorities before and after any step meet, and nobody votes who was not a learner before (4.1, 4.2.1, 4.3)."""
+    try:
+        target = changed(now, wanted)
+    except ChangeRefused:
+        return
+    assert target.voters
+    assert not target.voter_ids & {member.id for member in target.learners}
+    start, steps = now, 0
+    while (step := next_step(now, target, target.voter_ids)) != now:
+        assert step is not None
+        steps += 1
+        assert steps <= 3
+        assert step.voter_ids <= now.members.keys(), "who votes was a member before"
+        before, after = now.quorum_groups, step.quorum_groups
+        assert set(before) & set(after) or len(before[0] ^ after[0]) == 1, "so that every two majorities meet"
+        now = step
+    assert (now.voters, now.learners, now.outgoing) == (target.voters, target.learners, ())
+    if steps and target.voter_ids - start.voter_ids - {member.id for member in start.learners}:
+        assert next_step(start, target, ()) != target, "newcomers do not vote at once"
 
 
 # Any event, in any role -----------------------------------------------------------------------------------------------
@@ -278,8 +341,10 @@ def an_append(rng: random.Random) -> AppendEntries:
         if entry_term > term:
             break
         if rng.random() < 0.2:
-            voters = rng.choice(["123", "1234", "23", "1"])
-            chosen.append(configuration_batch(entry_term, last.index + 1, configuration(voters)))
+            value = configuration(
+                *rng.choice([("123",), ("1234",), ("23", "1"), ("1",), ("14", "", "123"), ("34", "", "12")])
+            )
+            chosen.append(configuration_batch(entry_term, last.index + 1, value))
         else:
             chosen.append(batch(entry_term, last.index + 1, *[b"x"] * rng.randint(1, 3)))
         last = chosen[-1].last_entry
@@ -302,7 +367,8 @@ def a_message(rng: random.Random) -> PeerMessage:
             last_entry = an_entry(rng, head["term"])
             return RequestVote(**head, last_entry=last_entry, pre_vote=yes, forced=rng.random() < 0.5)
         case 1:
-            return RequestVoteReply(**head, granted=yes, pre_vote=rng.random() < 0.5)
+            removed_at = an_index(rng) if rng.random() < 0.1 else 0
+            return RequestVoteReply(**head, granted=yes, pre_vote=rng.random() < 0.5, removed_at=removed_at)
         case 2:
             rejected = an_entry(rng) if yes else None
             return AppendEntriesReply(**head, match_index=an_index(rng), rejected=rejected, hint=an_entry(rng))
@@ -319,7 +385,7 @@ def a_message(rng: random.Random) -> PeerMessage:
 def a_local_event(rng: random.Random, raft: Raft) -> Event:
     """What the runtime may tell: it reports on effects that it was given."""
     peer, last = rng.choice("239"), raft.log.last_entry
-    match rng.randrange(9):
+    match rng.randrange(11):
         case 0:
             return Propose(token=1, commands=(b"x",) * rng.randint(1, 3))
         case 1:
@@ -342,8 +408,25 @@ def a_local_event(rng: random.Random, raft: Raft) -> Event:
             return PeerDisconnected(peer=peer)
         case 7:
             return TransferRequested(token=3, target=rng.choice(["", "1", "2", "9"]))
+        case 8 | 9:
+            return ChangeMembership(token=4, change=a_change(rng), timeout_seconds=rng.uniform(0, 5))
         case _:
             return Tick(now_seconds=raft.now + rng.uniform(-1, 3))
+
+
+def a_change(rng: random.Random) -> MembershipChange:
+    id = rng.choice("12349")
+    match rng.randrange(5):
+        case 0:
+            return AddServer(id=id, address=f"{id}.test:1", learner=rng.random() < 0.5)
+        case 1:
+            return RemoveServer(id=id)
+        case 2:
+            return PromoteServer(id=id)
+        case 3:
+            return DemoteServer(id=id)
+        case _:
+            return ReplaceMembers(voters=members(rng.choice(["1", "12", "145", "23"])), learners=members("9"))
 
 
 def server_in(role: Role, start: list[int]) -> Raft:

@@ -21,6 +21,8 @@ from geraft.core.effects import (
     Alarm,
     Apply,
     CancelFetch,
+    ChangeEnded,
+    ChangeOutcome,
     Committed,
     CompactLog,
     Effect,
@@ -37,6 +39,7 @@ from geraft.core.effects import (
 from geraft.core.entries import Ballot
 from geraft.core.events import (
     Applied,
+    ChangeMembership,
     Event,
     Propose,
     ReadRequested,
@@ -48,6 +51,15 @@ from geraft.core.events import (
     TransferRequested,
 )
 from geraft.core.invariants import ClusterHistory, check_logs_match
+from geraft.core.membership import (
+    AddServer,
+    DemoteServer,
+    Member,
+    MembershipChange,
+    PromoteServer,
+    RemoveServer,
+    ReplaceMembers,
+)
 from geraft.core.messages import AppendEntriesReply, RequestVote, RequestVoteReply
 from geraft.core.raft import Settings
 from geraft.testing.virtual import VirtualServer, bootstrap_batch, configuration_of
@@ -64,7 +76,7 @@ FIRST_SEED = int(os.environ.get("GERAFT_SEED", "1"))
 class Cluster:
     """Real Raft servers and stores; time, network and disks are a heap of what happens next."""
 
-    def __init__(self, seed: int, size: int) -> None:
+    def __init__(self, seed: int, size: int, *, changing: bool = False) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -73,6 +85,11 @@ class Cluster:
         names = [str(number) for number in range(1, size + 1)]
         first = bootstrap_batch(configuration_of({id: f"store{id}" for id in names}))
         self.servers = {id: VirtualServer(id, f"store{id}", [first]) for id in names}
+        spares = [str(number) for number in range(size + 1, size + 3)] if changing else []
+        self.servers |= {id: VirtualServer(id, f"store{id}", []) for id in spares}
+        names += spares
+        self.changing = changing
+        self.changes_done = 0
         self.speed = {id: 1 + self.rng.uniform(-CLOCK_DRIFT, CLOCK_DRIFT) for id in names}
         self.settings = Settings(
             acceptable_pause_seconds=0.05,  # hasty elections, close to what a lease may count on
@@ -164,6 +181,8 @@ class Cluster:
             case ReadRefused():
                 for token in effect.tokens:
                     del self.needed[token]
+            case ChangeEnded():
+                self.changes_done += effect.outcome is ChangeOutcome.DONE
             case Alarm():
                 raise AssertionError(effect.sentence)
             case _:
@@ -268,6 +287,29 @@ class Cluster:
             self.tell(server, server.starts, ReadRequested(token=token, lease=self.rng.random() < 0.5))
             if self.stormy and self.rng.random() < 0.02:
                 self.tell(server, server.starts, TransferRequested(token=next(tokens)))
+            if self.changing and self.stormy and self.rng.random() < 0.1:
+                change = ChangeMembership(token=next(tokens), change=self.some_change(), timeout_seconds=2.0)
+                self.tell(server, server.starts, change)
+
+    def some_change(self) -> MembershipChange:
+        names = list(self.servers)
+        id = self.rng.choice(names)
+        chosen = self.rng.sample(names, self.rng.randint(1, len(names)))
+        cut = self.rng.randint(1, len(chosen))
+        stores = {name: self.servers[name].store_id for name in names}
+        return self.rng.choice(
+            [
+                AddServer(id=id, address=f"{id}.test:1", learner=self.rng.random() < 0.3),
+                AddServer(id=id, address=f"{id}.test:1", store_id=stores[id]),
+                RemoveServer(id=id),
+                PromoteServer(id=id),
+                DemoteServer(id=id),
+                ReplaceMembers(
+                    voters=tuple(Member(name, f"{name}.test:1") for name in sorted(chosen[:cut])),
+                    learners=tuple(Member(name, f"{name}.test:1") for name in sorted(chosen[cut:])),
+                ),
+            ]
+        )
 
     def storm(self) -> None:
         rng, names = self.rng, list(self.servers)
@@ -307,8 +349,8 @@ class Cluster:
         self.tell(server, server.starts, SettingsChanged(settings=settings))
 
 
-def play(seed: int) -> Cluster:
-    cluster = Cluster(seed, size=5 if seed % 4 == 0 else 3)
+def play(seed: int, *, changing: bool = False) -> Cluster:
+    cluster = Cluster(seed, size=5 if seed % 4 == 0 else 3, changing=changing)
     tokens = count(1)
     while cluster.now < STORMY_SECONDS + CALM_SECONDS:
         if cluster.now < STORMY_SECONDS:
@@ -327,7 +369,8 @@ def check_it_lives(cluster: Cluster) -> None:
     leaders = [raft for raft in rafts if raft.role is Role.LEADER]
     assert len(leaders) == 1, [(raft.id, raft.role, raft.term) for raft in rafts]
     assert len(rafts) == len(cluster.servers)
-    behind = {raft.id: leaders[0].commit_index - raft.commit_index for raft in rafts}
+    members = leaders[0].configuration.members
+    behind = {raft.id: leaders[0].commit_index - raft.commit_index for raft in rafts if raft.id in members}
     assert max(behind.values()) < 100, f"a follower is stuck: {behind}"
     assert leaders[0].commit_index == cluster.committed > 200
     assert cluster.reads_confirmed > 100
@@ -338,12 +381,22 @@ def test_safety_under_faults_and_life_after_them(seed: int) -> None:
     check_it_lives(play(seed))
 
 
+def test_members_come_and_go_under_faults() -> None:
+    changes_done = 0
+    for seed in range(FIRST_SEED, FIRST_SEED + 12):
+        print(f"GERAFT_SEED={seed}", flush=True)
+        cluster = play(seed, changing=True)
+        check_it_lives(cluster)
+        changes_done += cluster.changes_done
+    assert changes_done > 12
+
+
 @pytest.mark.slow
 def test_many_more_seeds() -> None:
     first = random.SystemRandom().randrange(10**6)
     for seed in range(first, first + 60):
         print(f"GERAFT_SEED={seed}", flush=True)
-        check_it_lives(play(seed))
+        check_it_lives(play(seed, changing=seed % 2 == 0))
 
 
 def test_equal_seeds_give_equal_histories() -> None:

@@ -221,12 +221,13 @@ def test_a_slow_disk_does_not_delay_heartbeats() -> None:
     assert sent(tell(raft, from_peer(Heartbeat, term=3, commit_index=0, round=2)), HeartbeatReply)
 
 
-def test_a_stranger_and_a_replaced_store_are_not_listened_to() -> None:
+def test_a_replaced_store_is_not_listened_to() -> None:
     raft = follower(2)
     stranger = from_peer(AppendEntries, "9", term=9, prev=EntryId(2, 2), batches=(), commit_index=0)
     replaced = AppendEntries(sender="2", sender_store="another", term=9, prev=EntryId(2, 2), batches=(), commit_index=0)
-    assert tell(raft, stranger) == tell(raft, replaced) == []
-    assert raft.term == 3
+    assert tell(raft, replaced) == []
+    tell(raft, stranger)
+    assert raft.leader_id == "9", "a stranger may be a member by a configuration that we lack (4.1)"
 
 
 # The leader -----------------------------------------------------------------------------------------------------------

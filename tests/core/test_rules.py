@@ -1,10 +1,11 @@
 """The rules of safety, each by the run that breaks a core without it. tests/core/mutations.py breaks each to prove it.
 
 1  one loop owns the state                      6  reads are linearizable
-2  every message has a term                     9  pre-vote, check-quorum, silence while a leader lives
-3  append: check, truncate, never the committed 10 waiting calls always end
-4  commit by counting                           11 nothing from outside reaches an assert
-5  durable before told                          8  snapshots
+2  every message has a term                     7  members change one step at a time, learners first
+3  append: check, truncate, never the committed 8  snapshots
+4  commit by counting                           9  pre-vote, check-quorum, silence while a leader lives
+5  durable before told                          10 waiting calls always end
+                                                11 nothing from outside reaches an assert
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ from core_servers import (
     write,
 )
 
+from geraft.core import election, replication
 from geraft.core.effects import (
     Alarm,
     CancelFetch,
+    ChangeEnded,
+    ChangeOutcome,
     Committed,
     CompactLog,
     ConfigurationChanged,
@@ -46,6 +50,7 @@ from geraft.core.effects import (
     ReadRefused,
     Reason,
     RecordSnapshot,
+    Removed,
     Role,
     Send,
     TransferEnded,
@@ -54,6 +59,7 @@ from geraft.core.effects import (
 from geraft.core.entries import INDEX_MAX, Ballot, EntryId
 from geraft.core.events import (
     Applied,
+    ChangeMembership,
     Event,
     LogCompacted,
     PeerConnected,
@@ -68,6 +74,16 @@ from geraft.core.events import (
     TransferRequested,
 )
 from geraft.core.log import Log
+from geraft.core.membership import (
+    AddServer,
+    Configuration,
+    DemoteServer,
+    Member,
+    MembershipChange,
+    PromoteServer,
+    RemoveServer,
+    ReplaceMembers,
+)
 from geraft.core.messages import (
     AppendEntries,
     AppendEntriesReply,
@@ -129,7 +145,7 @@ def replies_at_once_or_later(effects: list[object]) -> tuple[list[object], list[
 
 def test_rule_01_every_event_has_one_place_in_every_role() -> None:
     kinds = [*PeerMessage.__args__, *(kind for kind in Event.__args__ if kind not in PeerMessage.__args__)]
-    assert len(kinds) == 23
+    assert len(kinds) == 24
     for role in Role:
         for kind in kinds:
             assert ((role, kind) in HANDLERS) != ((role, kind) in IGNORED), (role, kind)
@@ -661,6 +677,282 @@ def test_rule_08_appends_and_heartbeats_are_answered_during_a_fetch() -> None:
     assert sent(effects, AppendEntriesReply) == [ours(AppendEntriesReply, term=3, match_index=3)]
     assert sent(tell(raft, from_peer(Heartbeat, term=3, commit_index=3, round=2)), HeartbeatReply)
     assert not only(tell(raft, offer(3, 40)), FetchSnapshot), "and it goes on where it is when it is offered again"
+
+
+# 7: members change one step at a time, learners first ---------------------------------------------------------------
+
+
+def change(raft: Raft, wanted: MembershipChange, token: int = 50) -> list[object]:
+    """Ask for it; our own disk takes what is appended."""
+    effects = tell(raft, ChangeMembership(token=token, change=wanted, timeout_seconds=30.0))
+    return [*effects, *write(raft, effects)]
+
+
+def everyone_acknowledges(raft: Raft, peers: str) -> list[object]:
+    """What the peers hold is all of the log by now; and what comes of that is on our disk."""
+    effects: list[object] = []
+    for peer in peers:
+        if peer in raft.progress:
+            got = acknowledge(
+                raft, raft.progress[peer].next_index - 1, peer
+            )  # a probe's answer, or the last that was sent
+            got += acknowledge(raft, raft.log.last_entry.index, peer)
+            effects += [*got, *write(raft, got)]
+    return effects
+
+
+def ended(effects: list[object]) -> list[ChangeOutcome]:
+    return [effect.outcome for effect in only(effects, ChangeEnded)]
+
+
+def shape(value: Configuration) -> tuple[str, str, str]:
+    """Ids of voters, learners, outgoing voters."""
+    groups = (value.voters, value.learners, value.outgoing)
+    return tuple("".join(member.id for member in group) for group in groups)  # type: ignore[return-value]
+
+
+ADD_4 = AddServer(id="4", address="4.test:1", store_id="s4")
+
+
+def test_rule_07_a_new_server_is_a_learner_until_it_has_caught_up() -> None:
+    """A voter at once could cost the quorum, with an address that was mistyped for good (FLAWS L13)."""
+    raft = make_leader()
+    effects = change(raft, ADD_4)
+    assert shape(raft.configuration) == ("123", "4", "")
+    effects += everyone_acknowledges(raft, "23")
+    assert raft.commit_index == raft.log.configuration_index
+    assert shape(raft.configuration) == ("123", "4", ""), "committed, but 4 has nothing yet"
+    effects += everyone_acknowledges(raft, "4")
+    assert shape(raft.configuration) == ("1234", "", "")
+    assert ended(effects) == [], "a step is under way"
+    assert ended(everyone_acknowledges(raft, "23")) == [ChangeOutcome.DONE]
+
+
+def test_rule_07_catching_up_goes_in_rounds() -> None:
+    """A server that holds what was there at the beginning may still lack minutes of writes (4.2.1)."""
+    raft = make_leader()
+    change(raft, ADD_4)
+    everyone_acknowledges(raft, "23")
+    raft.progress["4"].heard_at_seconds = raft.now
+    held = raft.log.last_entry.index
+    tell(raft, Propose(token=1, commands=(b"x", b"y")))
+    raft.change.catching_up["4"].began_at_seconds -= 1.5  # type: ignore[union-attr]
+    acknowledge(raft, 0, "4")
+    acknowledge(raft, held, "4")
+    assert shape(raft.configuration) == ("123", "4", ""), "the round took longer than an election timeout"
+    acknowledge(raft, held + 2, "4")
+    assert shape(raft.configuration) == ("1234", "", "")
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_rule_07_who_does_not_catch_up_is_out_again(answered: bool) -> None:
+    raft = make_leader()
+    effects = change(raft, ADD_4) + everyone_acknowledges(raft, "23")
+    if answered:
+        effects += tell(raft, from_peer(HeartbeatReply, "4", term=3, round=raft.round))
+        acknowledge(raft, 0, "4")
+    for _ in range(60 if not answered else 320):
+        effects += pass_time(raft, 0.1)
+        for peer in "234" if answered else "23":
+            effects += tell(raft, from_peer(HeartbeatReply, peer, term=3, round=raft.round))
+        if raft.change is not None and raft.change.given_up:
+            break
+    effects += everyone_acknowledges(raft, "23")
+    assert ended(effects) == [ChangeOutcome.GIVEN_UP]
+    (last,) = only(effects, ChangeEnded)
+    assert last.sentence.startswith("4 at 4.test:1 still lacks" if answered else "4 at 4.test:1 never answered")
+    assert shape(raft.configuration) == ("123", "", "")
+
+
+def test_rule_07_one_change_at_a_time() -> None:
+    """Two that start from one configuration lose one of them, and their majorities need not meet (FLAWS S10)."""
+    raft = make_leader()
+    change(raft, RemoveServer(id="3"))
+    before = raft.log.last_entry
+    effects = change(raft, RemoveServer(id="2"), token=51)
+    assert [(effect.token, effect.outcome) for effect in only(effects, ChangeEnded)] == [(51, ChangeOutcome.PENDING)]
+    assert raft.log.last_entry == before
+    assert ended(everyone_acknowledges(raft, "2")) == [ChangeOutcome.DONE]
+    change(raft, RemoveServer(id="2"), token=52)
+    assert shape(raft.configuration) == ("1", "", "")
+
+
+def test_rule_07_a_step_waits_for_the_one_before() -> None:
+    raft = make_leader()
+    change(raft, AddServer(id="4", address="4.test:1", learner=True))
+    everyone_acknowledges(raft, "4")
+    assert shape(raft.configuration) == ("123", "4", "")
+    assert raft.commit_index < raft.log.configuration_index
+    raft.change = None  # as if the first caller had been told
+    change(raft, PromoteServer(id="4"))
+    everyone_acknowledges(raft, "4")
+    assert shape(raft.configuration) == ("123", "4", ""), "the learner's entry is not committed"
+    everyone_acknowledges(raft, "2")
+    assert shape(raft.configuration) == ("1234", "", "")
+
+
+def test_rule_07_a_change_waits_for_an_entry_of_our_term() -> None:
+    """An earlier leader's change may be about, which a majority of ours need not meet (raft-dev, 2015)."""
+    raft = make_leader(matched="")
+    raft.commit_index = 1  # as an earlier leader had told us
+    change(raft, RemoveServer(id="3"))
+    assert shape(raft.configuration) == ("123", "", "")
+    everyone_acknowledges(raft, "2")
+    assert shape(raft.configuration) == ("12", "", "")
+
+
+def test_rule_07_a_configuration_is_in_force_when_it_is_appended() -> None:
+    raft = following(2)
+    wider = configuration("1234")
+    request = from_peer(
+        AppendEntries, term=3, prev=EntryId(2, 2), batches=(configuration_batch(3, 3, wider),), commit_index=0
+    )
+    assert only(tell(raft, request), ConfigurationChanged) == [ConfigurationChanged(configuration=wider, index=3)]
+    assert (raft.configuration, raft.commit_index) == (wider, 0)
+
+
+def test_rule_07_several_voters_change_through_a_joint_configuration() -> None:
+    """Majorities of 1 2 3 and of 1 4 5 need not meet (4.3)."""
+    raft = make_leader(log=log_of(first=configuration("123", learners="45")))
+    effects = change(raft, ReplaceMembers(voters=(Member("1", ""), Member("4", ""), Member("5", ""))))
+    effects += everyone_acknowledges(raft, "45")
+    assert shape(raft.configuration) == ("145", "", "123")
+    effects += everyone_acknowledges(raft, "45")
+    assert raft.commit_index < raft.log.configuration_index, "no majority of the old voters holds it"
+    assert shape(raft.configuration) == ("145", "", "123")
+    effects += everyone_acknowledges(raft, "2")
+    assert shape(raft.configuration) == ("145", "", ""), "left as soon as it is committed"
+    assert ended(effects) == []
+    assert ended(everyone_acknowledges(raft, "45")) == [ChangeOutcome.DONE]
+
+
+def test_rule_07_a_new_leader_leaves_the_joint_configuration_of_a_dead_one() -> None:
+    raft = make_leader(log=log_of(first=configuration("124", outgoing="123")), matched="")
+    everyone_acknowledges(raft, "2")
+    assert shape(raft.configuration) == ("124", "", "")
+
+
+def test_rule_07_the_last_voter_stays() -> None:
+    """Else nobody could ever write, or add anybody, again (FLAWS X12)."""
+    raft = make_raft(log=log_of(first=configuration("1", learners="2")))
+    write(raft, write(raft, write(raft, pass_time(raft, 3.0))))
+    assert raft.role is Role.LEADER
+    before = raft.log.last_entry
+    for wanted in (RemoveServer(id="1"), DemoteServer(id="1"), ReplaceMembers(voters=())):
+        (refused,) = only(change(raft, wanted), ChangeEnded)
+        assert refused.outcome is ChangeOutcome.REFUSED
+        assert "without a voter" in refused.sentence
+    assert raft.log.last_entry == before
+
+
+def test_rule_07_nobody_is_let_in_under_the_id_of_another_store() -> None:
+    """Its votes and entries were lost with the old one (3.8)."""
+    raft = make_leader()
+    (refused,) = only(change(raft, AddServer(id="3", address="3.test:1", store_id="another")), ChangeEnded)
+    assert refused.outcome is ChangeOutcome.REFUSED
+    assert "taken by another store" in refused.sentence
+    assert ended(change(raft, AddServer(id="3", address="3.test:1", store_id="s3"))) == [ChangeOutcome.DONE]
+
+
+def test_rule_07_a_change_that_could_never_be_committed_is_refused() -> None:
+    raft = make_leader()
+    raft.progress["2"].heard_at_seconds -= 10
+    assert ended(change(raft, RemoveServer(id="3"))) == [ChangeOutcome.REFUSED]
+    assert shape(raft.configuration) == ("123", "", "")
+
+
+def test_rule_07_a_removed_leader_leads_until_that_is_committed_and_hands_over() -> None:
+    """It does not count itself (4.2.2; FLAWS S17, L11)."""
+    raft = make_leader()
+    effects = change(raft, RemoveServer(id="1"))
+    effects += acknowledge(raft, raft.log.last_entry.index, "2")
+    assert ended(effects) == []
+    assert sent(pass_time(raft, 0.15), Heartbeat, "3"), "it is still the leader, and says so"
+    effects = acknowledge(raft, raft.log.last_entry.index, "3")
+    assert ended(effects) == [ChangeOutcome.DONE]
+    assert only(effects, Removed) == [Removed(index=raft.log.configuration_index)]
+    assert len(sent(effects, TimeoutNow)) == 1
+    assert not election.may_campaign(raft)
+    for _ in range(12):
+        pass_time(raft, 0.1)
+        tell(raft, from_peer(HeartbeatReply, "2", term=raft.term, round=raft.round))
+    assert raft.role is Role.FOLLOWER, "whether anybody took over or not"
+
+
+def test_rule_07_a_removed_server_gets_its_removal() -> None:
+    raft = make_leader()
+    effects = change(raft, RemoveServer(id="3"))
+    assert [message.batches[-1].configuration for message in sent(effects, AppendEntries, "3")] == [raft.configuration]
+    everyone_acknowledges(raft, "23")
+    beats = sent(pass_time(raft, 0.15), Heartbeat, "3")
+    assert beats[-1].commit_index == raft.log.configuration_index, "and that it is committed"
+    tell(raft, from_peer(HeartbeatReply, "2", term=3, round=raft.round))
+    pass_time(raft, 0.5)
+    tell(raft, from_peer(HeartbeatReply, "2", term=3, round=raft.round))
+    assert sent(pass_time(raft, 0.9), Heartbeat, "3")[5:] == [], "then it is left alone"
+
+
+def test_rule_07_a_server_whose_removal_may_need_its_log_stands_for_election() -> None:
+    """Two servers, the leader removed, only it has the entry, and restarts (4.2.2, FLAWS L12)."""
+    log = log_of(first=configuration("12"))
+    log.append(configuration_batch(2, 2, configuration("2")))
+    raft = make_raft(log=log)
+    pass_time(raft, 3.0)
+    assert raft.role is Role.PRE_CANDIDATE
+    write(raft, tell(raft, from_peer(RequestVoteReply, term=3, granted=True, pre_vote=True)))
+    assert raft.role is Role.CANDIDATE, "it asks for votes, and does not count its own"
+    tell(raft, from_peer(RequestVoteReply, term=3, granted=True))
+    assert raft.role is Role.LEADER
+
+
+def test_rule_07_who_is_told_that_it_is_out_keeps_still() -> None:
+    raft = make_raft([2])
+    raft.become_pre_candidate()
+    told = from_peer(RequestVoteReply, term=2, granted=False, pre_vote=True, removed_at=7)
+    assert only(tell(raft, told), Removed) == [Removed(index=7)]
+    assert raft.role is Role.FOLLOWER
+    assert sent(pass_time(raft, 10.0), RequestVote) == []
+    again = configuration_batch(3, 9, configuration())
+    filler = tuple(batch(2, index) for index in range(3, 9))
+    tell(raft, from_peer(AppendEntries, term=3, prev=EntryId(2, 2), batches=(*filler, again), commit_index=0))
+    assert sent(pass_time(raft, 10.0), RequestVote), "let in again, it takes part again"
+
+
+def test_rule_07_an_older_configuration_without_us_says_nothing() -> None:
+    log = log_of([2] * 6)
+    log.append(configuration_batch(2, 8, configuration()))
+    raft = make_raft(log=log)
+    raft.become_pre_candidate()
+    told = from_peer(RequestVoteReply, term=2, granted=False, pre_vote=True, removed_at=7)
+    assert only(tell(raft, told), Removed) == []
+    assert raft.role is Role.PRE_CANDIDATE
+
+
+def test_rule_07_who_asks_for_votes_hears_that_it_is_out() -> None:
+    log = log_of([2], first=configuration("1234"))
+    log.append(configuration_batch(2, 3, configuration("123")))
+    raft = make_raft(log=log, ballot=Ballot(3))
+    request = vote_request(term=4, last_entry=EntryId(2, 2), sender="4", pre_vote=True)
+    assert [reply.removed_at for reply in sent(tell(raft, request), RequestVoteReply)] == [0], "not committed yet"
+    tell(raft, from_peer(AppendEntries, term=3, prev=EntryId(2, 3), batches=(), commit_index=3))
+    assert [reply.removed_at for reply in sent(tell(raft, request), RequestVoteReply)] == [3]
+
+
+def test_rule_07_a_vote_is_given_whatever_our_configuration_says() -> None:
+    """Neither the candidate nor we ourselves stand in it: others have a later one (4.1, FLAWS R5)."""
+    raft = make_raft([2], log=log_of([2], first=configuration("23")))
+    effects = tell(raft, vote_request(sender="4"))
+    (reply,) = [send.message for persist in only(effects, Persist) for send in persist.then]
+    assert isinstance(reply, RequestVoteReply)
+    assert reply.granted
+
+
+def test_rule_07_without_voters_nothing_is_decided() -> None:
+    """No majority of nobody, and no crash over an empty list either (FLAWS R10)."""
+    raft = make_raft(log=Log())
+    assert pass_time(raft, 10.0) == []
+    assert raft.role is Role.FOLLOWER
+    assert replication.agreed_index(raft, 9) == 0
 
 
 # 9: elections disturb nobody ------------------------------------------------------------------------------------------

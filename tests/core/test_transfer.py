@@ -19,8 +19,10 @@ from core_servers import (
 
 from geraft.core.effects import ProposalAccepted, ProposalRefused, Reason, Send, TransferEnded
 from geraft.core.entries import EntryId
-from geraft.core.events import Propose, TransferRequested
+from geraft.core.events import ChangeMembership, Propose, TransferRequested
+from geraft.core.membership import RemoveServer
 from geraft.core.messages import HeartbeatReply, RequestVote, TimeoutNow
+from geraft.core.raft import Raft
 
 
 def test_a_target_that_is_up_to_date_is_asked_at_once() -> None:
@@ -109,3 +111,55 @@ def test_without_a_target_it_goes_to_a_voter_whose_app_came_far_enough() -> None
 
 def test_a_follower_has_nothing_to_hand_over() -> None:
     assert tell(make_raft(), TransferRequested(token=1)) == [TransferEnded(token=1, reason=Reason.NOT_LEADER)]
+
+
+def follower_wants_to_lead(raft: Raft, priority: int, peer: str = "3") -> list[object]:
+    return tell(raft, from_peer(HeartbeatReply, peer, term=3, round=raft.round, priority=priority))
+
+
+def test_a_voter_of_higher_priority_takes_over_once_it_holds_all() -> None:
+    raft = make_leader(matched="2", leader_priority=1)
+    follower_wants_to_lead(raft, 5)
+    assert sent(pass_time(raft, 0.1), TimeoutNow) == [], "3 lacks the no-op"
+    acknowledge(raft, 1, "3")
+    acknowledge(raft, 2, "3")
+    assert sent(pass_time(raft, 0.1), TimeoutNow, "3") == [ours(TimeoutNow, term=3)]
+
+
+def test_one_who_does_not_take_over_is_left_alone_for_a_while() -> None:
+    raft = make_leader()
+    follower_wants_to_lead(raft, 1)
+    asked = 0
+    for _ in range(100):
+        asked += len(sent(pass_time(raft, 0.1), TimeoutNow))
+        follower_wants_to_lead(raft, 1)
+        follower_wants_to_lead(raft, 0, "2")
+    assert asked in (1, 2), "once in ten election timeouts"
+    assert only(tell(raft, Propose(token=2, commands=(b"x",))), ProposalAccepted), "and writes go on"
+
+
+def test_with_equal_priorities_nobody_hands_over() -> None:
+    raft = make_leader(leader_priority=5)
+    for peer in "23":
+        follower_wants_to_lead(raft, 5, peer)
+    assert sent(pass_time(raft, 0.5), TimeoutNow) == []
+
+
+def test_a_learner_never_takes_over_whatever_it_wants() -> None:
+    raft = make_leader(log=log_of(first=configuration("123", learners="4")))
+    acknowledge(raft, 2, "4")
+    follower_wants_to_lead(raft, 9, "4")
+    assert sent(pass_time(raft, 0.5), TimeoutNow) == []
+
+
+def test_while_a_transfer_runs_the_membership_waits() -> None:
+    """The target would no longer hold all that we do."""
+    raft = make_leader()
+    tell(raft, TransferRequested(token=1, target="2"))
+    tell(raft, ChangeMembership(token=2, change=RemoveServer(id="3"), timeout_seconds=10.0))
+    assert set(raft.configuration.members) == set("123")
+    for _ in range(12):
+        pass_time(raft, 0.1)
+        for peer in "23":
+            follower_wants_to_lead(raft, 0, peer)
+    assert set(raft.configuration.members) == set("12"), "it went on when the transfer was given up"

@@ -64,8 +64,8 @@ def test_status_says_how_things_stand(nodes: Nodes) -> None:
         assert follower.status().leader_id == leader.id
         assert {peer.id for peer in follower.status().peers} == set(nodes.members) - {follower.id}
         assert follower.cluster_info().leader_address == leader.address
-        with pytest.raises(TransferFailed):
-            follower.transfer_leadership()
+        with pytest.raises(TransferFailed, match="no other voter"):  # the leader says so
+            follower.transfer_leadership("n7")
     info = leader.cluster_info()
     assert {member.id: member.address for member in info.members} == nodes.members
     wait_until("their stores are known", lambda: all(m.store_id for m in leader.cluster_info().members))

@@ -26,7 +26,7 @@ from geraft.errors import (
     StorageLocked,
 )
 from geraft.runtime import supervisor
-from geraft.runtime.node_loop import Transfer
+from geraft.runtime.wishes import Transfer
 
 
 def timed(run) -> float:

@@ -149,7 +149,6 @@ def test_a_batch_is_encoded_once_for_every_peer(pair: tuple[Peer, Peer]) -> None
     ("refusal", "sentence"),
     [
         (Refusal.STORE_REPLACED, "from another store than the one this cluster knows"),
-        (Refusal.UNKNOWN_SENDER, "is no member of the cluster"),
     ],
 )
 def test_a_peer_that_is_not_admitted_hears_why(pair: tuple[Peer, Peer], refusal: Refusal, sentence: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from geraft.config import Config
 from geraft.core.entries import EntryBatch, EntryId, EntryKind
-from geraft.core.membership import Refusal
+from geraft.core.membership import Configuration, Member, Refusal
 from geraft.core.messages import (
     AppendEntries,
     AppendEntriesReply,
@@ -22,10 +22,12 @@ from geraft.core.messages import (
 from geraft.errors import GeraftError
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, CallKind, HubThread, acquire_hub, fail, finish, release_hub
+from geraft.runtime.wishes import Transfer, Wish
 from geraft.transport.transport import Transport
 
 CONFIG = Config()
 CLUSTER = "c1"
+MEMBERS = Configuration(voters=(Member("n1", "127.0.0.1:1", "s1"),), learners=(Member("n2", "127.0.0.1:2"),))
 
 
 class Peer:
@@ -53,6 +55,8 @@ class Peer:
         self.delivered: list[PeerMessage] = []
         self.calls: list[Call] = []
         self.resubmitted: list[Call] = []
+        self.wishes: list[Wish] = []
+        self.wishes_resubmitted: list[Wish] = []
         self.events: list[tuple[str, ...]] = []
         self.event_times: list[float] = []
         self.on_delivered: Callable[[PeerMessage], None] | None = None
@@ -109,6 +113,16 @@ class Peer:
 
     def resubmit(self, calls: list[Call]) -> None:
         self.resubmitted.extend(calls)
+
+    def submit_wish(self, wish: Wish) -> None:
+        self.wishes.append(wish)
+        if self.call_error is not None:
+            fail([wish], self.call_error)
+        elif self.answer_calls:
+            finish([wish], [None if isinstance(wish, Transfer) else MEMBERS])
+
+    def resubmit_wish(self, wish: Wish) -> None:
+        self.wishes_resubmitted.append(wish)
 
     def cluster_info(self) -> pb.ClusterInfoRep:
         info = pb.ClusterInfoRep(cluster_id=self.cluster_id, leader_id=self.leader[0], leader_address=self.leader[1])

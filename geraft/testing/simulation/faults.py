@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from geraft.core.events import PeerConnected, PeerDisconnected
 from geraft.core.messages import PeerMessage
-from geraft.runtime.node_loop import Transfer
+from geraft.runtime.wishes import Transfer
 
 if TYPE_CHECKING:
     from geraft.testing.simulation.cluster import Simulation

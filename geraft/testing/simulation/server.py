@@ -23,14 +23,15 @@ from geraft.core.events import SettingsChanged, SnapshotFetched, SnapshotFetchFa
 from geraft.core.messages import PeerMessage
 from geraft.core.raft import Raft, Settings
 from geraft.core.snapshots import Snapshot
-from geraft.errors import NodeStopped, OutcomeUnknown, ReadTimeout, StorageFailed
+from geraft.errors import NodeStopped, NotLeader, OutcomeUnknown, ReadTimeout, StorageFailed
 from geraft.runtime.applier import Applier, FetchWork, Readers, StateWanted
 from geraft.runtime.dispatcher import Dispatcher
 from geraft.runtime.hub import Call, Inbox, RemoteCall, fail, finish
 from geraft.runtime.log_writer import ForgetSnapshot, LogWriter
-from geraft.runtime.node_loop import TICK_DUE, NodeLoop, Transfer
+from geraft.runtime.node_loop import TICK_DUE, NodeLoop
 from geraft.runtime.snapshot_fetcher import SnapshotFetch
 from geraft.runtime.snapshot_keeper import SnapshotKeeper
+from geraft.runtime.wishes import Transfer, Wish
 from geraft.simple import MemoryRepository, to_raft_app
 from geraft.storage.base import Identity, StoredState
 from geraft.storage.memory import MemoryStorage
@@ -520,6 +521,9 @@ class SimulatedServer:
     def forward(self, leader_id: str, calls: list[Call]) -> None:
         for call in calls:
             self.world.forward(self, leader_id, call)
+
+    def forward_wish(self, leader_id: str, wish: Wish) -> None:
+        fail([wish], NotLeader(f"{leader_id} leads, not {self.id}"))
 
     # Disk and app -----------------------------------------------------------------------------------------------------
 
