@@ -192,14 +192,18 @@ class Waiter:
         self._greenlet: Any = None
         hub: Any = get_hub_if_exists()
         if hub is None or hub is gevent.getcurrent():
-            self._home = None
-            self._lock = native_lock()
-            self._lock.acquire()
+            self.wait_natively()
         else:
             try:
                 self._home = hub._geraft_mailbox
             except AttributeError:  # the first call in this hub
                 self._home = hub._geraft_mailbox = Mailbox(hub, ref=False)
+
+    def wait_natively(self) -> None:
+        """Be done in the moment of the answer, and block the whole thread until then: as without a hub."""
+        self._home = None
+        self._lock = native_lock()
+        self._lock.acquire()
 
     def wait(self, timeout_seconds: float | None) -> bool:
         """Block until answered, this greenlet alone if there is a hub. False if the time ran out first."""

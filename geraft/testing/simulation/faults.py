@@ -258,7 +258,9 @@ class Havoc:
         target = self._rng.choice(["", *self.world.servers])
         if victim.raft is not None:
             self.world.log(victim.id, f"is asked to hand leadership to {target or 'anyone'}")
-            victim.at_once(self._ask_for_transfer, victim, Transfer(target))
+            transfer = Transfer(target)
+            transfer.wait_natively()  # done when it is answered, whatever hub this thread may have
+            victim.at_once(self._ask_for_transfer, victim, transfer)
 
     def _ask_for_transfer(self, victim: SimulatedServer, transfer: Transfer) -> None:
         """Only what the node has got must be answered: it may stop before it goes on."""
