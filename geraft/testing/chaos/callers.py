@@ -158,7 +158,8 @@ class OutsideCallers:
         name = f"outside.{number}"
         rng = random.Random(f"{self._load.seed} {name}")
         try:
-            with Client(self._addresses, self._load.timeout_seconds) as client:
+            exactly_once = number % 2 == 1  # a write of theirs that was applied twice would be seen in the history
+            with Client(self._addresses, self._load.timeout_seconds, exactly_once=exactly_once) as client:
                 caller = _ThroughClient(client, self._addresses, self._load, rng)
                 _call_on(caller, name, self._load, rng, self.journal, self._ending.is_set)
         except BaseException as error:
