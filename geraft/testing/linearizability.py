@@ -114,6 +114,9 @@ SHRINK_SECONDS = 10.0
 SHRINK_CONFIGURATIONS_MAX = 20_000
 """An operation stays in if it takes more to find out whether it may be left out."""
 
+CHAIN_STATES_MAX = 2_000
+"""Of one key: how many are looked at for a chain of operations that leads to an answer."""
+
 
 def check(history: Iterable[Operation], model: Model, *, time_limit_seconds: float = 60.0) -> Report:
     """Say whether some order of the operations, each at a moment between its call and its return, explains all answers.
@@ -184,6 +187,8 @@ class _Search:
     ) -> None:
         self.operations = operations
         self.seen: set[tuple[int, Hashable]] = set()
+        self.final_state: Hashable = None
+        """If there is an order: the state after it."""
         self.furthest = -1
         """The operation whose return no order got past, after the latest moment that any order got to."""
         self._step = model.step
@@ -252,6 +257,7 @@ class _Search:
                 countdown = 200
                 if time.monotonic() > self._deadline or len(seen) > self._configurations_max:
                     return Verdict.UNKNOWN
+        self.final_state = state
         return Verdict.OK
 
     def _choices(self, ordered: int, state: Hashable) -> Iterator[tuple[int, Hashable]]:
@@ -310,7 +316,8 @@ class _Shrinker:
 
     What makes the history small must not make it wrong: without its write, any read is a riddle. So a set of operations
     shows it only if it is illegal, and stays so with any one of those left out taking effect at any time or never; and
-    if it would be legal, had the failing operation not been answered.
+    if it would be legal, had the failing operation not been answered. Several of those left out may explain it only
+    together: of those, one shortest chain is kept too, such as the compare-and-sets that led to the value that is read.
     """
 
     def __init__(self, operations: Sequence[Operation], furthest: int, model: Model, state: Hashable) -> None:
@@ -334,12 +341,12 @@ class _Shrinker:
         # Shown as they were: with the answers that came later they are no less illegal.
         return [self._operations[number] for number in sorted(chosen)], self._operations[self._failing]
 
-    def _verdict(self, chosen: Iterable[int], *, failing_answered: bool = True, anytime: int | None = None) -> Verdict:
+    def _verdict(self, chosen: Iterable[int], *, failing_answered: bool = True, anytime: Iterable[int] = ()) -> Verdict:
         part = {number: self._part[number] for number in chosen}
         if not failing_answered:
             part[self._failing] = _not_answered(part[self._failing])
-        if anytime is not None:
-            part[anytime] = replace(_not_answered(self._part[anytime]), called=-math.inf)
+        for number in anytime:
+            part[number] = replace(_not_answered(self._part[number]), called=-math.inf)
         ordered = sorted(part.values(), key=lambda operation: operation.called)
         return _Search(ordered, self._model, self._state, self._deadline, SHRINK_CONFIGURATIONS_MAX).run()
 
@@ -351,9 +358,36 @@ class _Shrinker:
         """Those not chosen with which, at any time, there might be an order; the latest first."""
         for number in reversed(self._changing):
             if number not in chosen:
-                verdict = self._verdict(chosen, failing_answered=failing_answered, anytime=number)
+                verdict = self._verdict(chosen, failing_answered=failing_answered, anytime=(number,))
                 if verdict is not Verdict.ILLEGAL:
                     yield number
+
+    def _saviours_together(self, chosen: set[int]) -> set[int]:
+        """A shortest chain of others that could follow on those chosen and explain what the failing one answered.
+
+        None if there would be no order with them either, whenever they took effect.
+        """
+        part = [self._part[number] for number in sorted(chosen - {self._failing})]
+        search = _Search(part, self._model, self._state, self._deadline, SHRINK_CONFIGURATIONS_MAX)
+        if search.run() is not Verdict.OK:
+            return set()
+        chain = self._chain(search.final_state, chosen)
+        return chain if chain and self._verdict(chosen, anytime=chain) is not Verdict.ILLEGAL else set()
+
+    def _chain(self, first: Hashable, chosen: set[int]) -> set[int]:
+        model, failing = self._model, self._operations[self._failing]
+        paths: dict[Hashable, tuple[int, ...]] = {first: ()}
+        states = [first]
+        for state in states:  # grows meanwhile: the states that are reached by ever more operations
+            if model.step(state, failing.input)[1] == failing.output:
+                return set(paths[state])
+            for number in self._changing:
+                after, _ = model.step(state, self._part[number].input)
+                unused = number not in chosen and number not in paths[state]
+                if unused and after not in paths and len(paths) < CHAIN_STATES_MAX:
+                    paths[after] = (*paths[state], number)
+                    states.append(after)
+        return set()
 
     def _grow(self) -> set[int]:
         """From the failing operation alone: add what was missing until the set shows it. All, if time runs out."""
@@ -369,9 +403,10 @@ class _Shrinker:
                 chosen.add(next(self._saviours(chosen, failing_answered=False), others[0]))
             else:
                 saviour = next(self._saviours(chosen), None)
-                if saviour is None:
+                saviours = {saviour} if saviour is not None else self._saviours_together(chosen)
+                if not saviours:
                     return chosen
-                chosen.add(saviour)
+                chosen |= saviours
         return set(self._part)
 
     def _drop(self, chosen: set[int]) -> set[int]:
@@ -384,7 +419,7 @@ class _Shrinker:
                     return chosen
                 rest = chosen - {number}
                 shows_it = self._verdict(rest) is Verdict.ILLEGAL and not self._is_riddle(rest)
-                if shows_it and next(self._saviours(rest), None) is None:
+                if shows_it and next(self._saviours(rest), None) is None and not self._saviours_together(rest):
                     chosen, changed = rest, True
         return chosen
 

@@ -374,6 +374,23 @@ def test_a_stale_read_in_a_long_history_is_shown_by_a_few_operations() -> None:
     assert len(report.part) <= 4
 
 
+def test_a_chain_that_led_to_the_value_that_is_read_stays_in_the_picture() -> None:
+    history = [
+        op(1, 2, Put("k", b"a"), False),
+        op(3, 4, CompareAndSet("k", b"a", b"b"), True),
+        op(5, 6, CompareAndSet("k", b"b", b"c"), True),
+        op(7, 8, Put("k", b"d"), True),
+        op(9, 10, Get("k"), b"c"),
+    ]
+    report = check(history, KeyValue())
+    assert report.failing == history[-1]
+    # Alone the read would be a riddle: who wrote that? No set of those left out may explain it, whenever they happened.
+    anytime = [replace(one, called=-1.0, returned=None, output=None) for one in history if one not in report.part]
+    for count in range(len(anytime) + 1):
+        for some in itertools.combinations(anytime, count):
+            assert not is_linearizable([*report.part, *some], KeyValue())
+
+
 # How long it takes ---------------------------------------------------------------------------------------------------
 
 
