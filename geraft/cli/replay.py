@@ -14,6 +14,7 @@ from geraft.cli.log import opened
 
 if TYPE_CHECKING:
     from geraft.app import RaftApp
+    from geraft.core.snapshots import Snapshot
     from geraft.storage.base import RaftStorage
 
 
@@ -73,8 +74,9 @@ def replay(
     kept = snapshots or (place / "snapshots" if place.is_dir() else place.parent / "snapshots")
     with opened(place) as (storage, state):
         to = state.last_entry.index if last is None else last
-        usable = [snapshot.last_entry.index for snapshot in state.snapshots if snapshot.last_entry.index <= to]
-        start = usable[-1] if usable else 0
+        usable = [snapshot for snapshot in state.snapshots if snapshot.index <= to]
+        snapshot = usable[-1] if usable else None
+        start = snapshot.index if snapshot is not None else 0
         if to > state.last_entry.index:
             raise Failed(f"the log ends at entry {state.last_entry.index}")
         if start < state.base.index:
@@ -88,7 +90,7 @@ def replay(
         else:
             app = made
         app.install_snapshot(start or None)
-        count = _apply(app, storage, start + 1, to)
+        count = _apply(app, storage, snapshot, to)
     origin = f" on the snapshot of entry {start}" if start else ""
     click.echo(f"applied {count} entries{origin}, up to {to}", err=True)
     if snapshot_to is not None and isinstance(made, SimpleRaftApp):
@@ -108,10 +110,11 @@ def _request(text: str | None, encoded: str | None) -> bytes | None:
         raise click.UsageError(f"--read-base64: {error}") from None
 
 
-def _apply(app: RaftApp, storage: RaftStorage, first_index: int, last_index: int) -> int:
+def _apply(app: RaftApp, storage: RaftStorage, snapshot: Snapshot | None, last_index: int) -> int:
     """As a node does it, but an exception of process_write is the end."""
     from geraft.runtime.applier import Applier, ApplyWork, NoSnapshots
 
+    first_index = snapshot.index + 1 if snapshot is not None else 1
     if first_index > last_index:
         return 0
 
@@ -128,5 +131,6 @@ def _apply(app: RaftApp, storage: RaftStorage, first_index: int, last_index: int
         snapshots=NoSnapshots(),
         on_crash=lambda error: None,
     )
+    applier.begin_after(snapshot)
     applier.work(ApplyWork(first_index, last_index, (), []))
     return last_index - first_index + 1

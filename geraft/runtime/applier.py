@@ -242,7 +242,7 @@ class Applier(Worker):
 
     def _install(self, work: InstallWork) -> None:
         snapshot = work.snapshot
-        waiting = [call for proposal in work.proposals for call in proposal.calls if call.kind is not CallKind.COMMIT]
+        waiting = [call for proposal in work.proposals for call in proposal.waiting_for_app]
         fail(waiting, OutcomeUnknown("the write is committed; this node got it in a snapshot, without the app's reply"))
         self._app.install_snapshot(snapshot.index)
         self._restore_sessions(snapshot.sessions)

@@ -10,7 +10,8 @@ import pytest
 from runtime_parts import QUICK, wait_until
 
 from geraft import Config, MakeSnapshot, MemoryRepository, MemoryStorage, RaftApp, RaftNode, SimpleRaftApp, signals
-from geraft.errors import ConfigError, NodeStopped, SnapshotFailed, StorageCorrupt
+from geraft.errors import ConfigError, NodeStopped, Rejected, SnapshotFailed, StorageCorrupt
+from geraft.runtime.hub import Call, CallKind, SessionWrite, monotonic
 from geraft.simple import to_raft_app
 from geraft.testing.cluster import free_addresses
 
@@ -278,3 +279,71 @@ def test_a_snapshot_that_cannot_be_read_is_never_recorded() -> None:
             node.take_snapshot()
         assert app.folded == [b"a", b"b", b"c"]
         assert (node.status().snapshot_index, node.status().log_base_index) == (0, 0)
+
+
+# Writes that are applied once, over snapshots
+
+
+def again(node: RaftNode, command: bytes, name: SessionWrite) -> bytes:
+    """The write is sent once more, under its name."""
+    call = Call(CallKind.APPLY, command, deadline=monotonic() + 20, session=name)
+    node._supervisor.put(call)
+    reply: bytes = call.result(20, TimeoutError)
+    return reply
+
+
+@pytest.mark.parametrize("word", [b"last!", b"last?"], ids=["copied", "folded"])
+def test_a_repeated_write_gets_its_first_answer_from_a_node_that_has_it_from_a_snapshot(
+    members: dict[str, Member], word: bytes
+) -> None:
+    one, other, late = members.values()
+    one.start()
+    other.start()
+    leader = leader_of(one, other)
+    session = leader.session()
+    names, answers = [], []
+    for command in (b"a", b"b", b"c"):
+        answers.append(session.apply(command, 20))
+        names.append(SessionWrite(session._session.id, len(names) + 1, 1))  # as from a client that got no answer yet
+    # Written by hand, so that nothing is acknowledged: numbers 4 and 5, each twice before the snapshot is made.
+    for number, command in ((4, b"d"), (5, word)):
+        name = SessionWrite(session._session.id, number, 4)
+        answers.append(again(leader, command, name))
+        names.append(name)
+        assert again(leader, command, name) == answers[-1]
+    index = int(answers[-1])
+    wait_until(lambda: leader.status().log_base_index >= index)
+    held = list(one.app.words)
+    assert held == [b"a", b"b", b"c", b"d", word]
+
+    node = late.start()
+    wait_until(lambda: node.status().last_applied >= index)
+    assert late.app.words == held
+    leader.transfer_leadership(late.id, 20)
+    wait_until(lambda: node.status().role == "leader")
+    for name, command, answer in list(zip(names, (b"a", b"b", b"c", b"d", word), answers, strict=True))[3:]:
+        assert again(node, command, name) == answer
+    for name in names[:3]:  # acknowledged by number 4
+        with pytest.raises(Rejected, match="after its answer was acknowledged"):
+            again(node, b"x", name)
+    assert late.app.words == held
+
+
+def test_a_node_that_starts_from_a_snapshot_knows_what_was_written_before(alone: Member) -> None:
+    node = alone.start()
+    session = node.session()
+    for command in (b"a", b"b?", b"c"):
+        session.apply(command, 20)
+    name = SessionWrite(session._session.id, 3, 3)
+    assert again(node, b"c", name)
+    wait_until(lambda: node.status().snapshot_index > 0)
+    # Folded on top of a fold: the repeated write lies between the two.
+    session.apply(b"d?", 20)
+    name = SessionWrite(session._session.id, 4, 4)
+    answer = again(node, b"d?", name)
+    wait_until(lambda: node.status().log_base_index >= int(answer))
+    alone.stop()
+    node = alone.start()
+    node.wait_for_leader(20)
+    assert again(node, b"d?", name) == answer
+    wait_until(lambda: alone.app.words == [b"a", b"b?", b"c", b"d?"])
