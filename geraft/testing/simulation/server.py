@@ -630,9 +630,9 @@ class SimulatedServer:
         self.may_lose_power()
         world = self.world
         self.later(world.turn_seconds(), self._pull, leader_id, sink)
-        if world.havoc.raging and world.faults.crashes and world.rng.random() < 0.4:
-            victim = world.servers[world.rng.choice((self.id, leader_id))]
-            world.at(world.rng.uniform(0, 0.2), victim._crash_and_return, victim.life)
+        if world.havoc.raging and world.faults.crashes and world.rng.random() < 0.8:
+            victim = world.servers[world.rng.choice((self.id, self.id, leader_id))]
+            world.at(world.rng.uniform(0, 0.05), victim._crash_and_return, victim.life)
 
     def _pull(self, leader_id: str, sink: SnapshotSink) -> None:
         """The next bytes come, or the stream breaks and is taken up again where it was."""
