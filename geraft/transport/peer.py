@@ -231,7 +231,8 @@ class PeerLink:
         self._calls: CallStream | None = None
         self._fetch_channels: set[LazyChannel] = set()
         self._wishes: set[Wish] = set()
-        self.channel = LazyChannel(dialled or address, channel_options(config.message_bytes_max))
+        self._dialled = dialled or address
+        self.channel = LazyChannel(self._dialled, channel_options(config.message_bytes_max))
         self._appends = PeerStream(
             self,
             "/geraft.Raft/SendAppendEntry",
@@ -303,7 +304,7 @@ class PeerLink:
 
     def _fetch_snapshot(self, sink: SnapshotSink) -> None:
         """Over a connection of its own, so that calls and votes do not queue behind the bytes."""
-        channel = LazyChannel(self.address, [*channel_options(self._config.message_bytes_max), *BULK_OPTIONS])
+        channel = LazyChannel(self._dialled, [*channel_options(self._config.message_bytes_max), *BULK_OPTIONS])
         with self._lock:
             self._fetch_channels.add(channel)
         try:

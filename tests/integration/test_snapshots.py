@@ -157,11 +157,11 @@ def test_a_transfer_survives_the_death_of_either_side_and_of_the_stream(tmp_path
                 wait_until("some of it to be there", lambda: cluster.status("n3").fetched_bytes > 2 << 20)
                 cluster.links.reset("n3", leader)
                 cluster.links.reset(leader, "n3")
+                wait_until("the stream to break", lambda: "broke after" in cluster.nodes["n3"].said())
                 before = cluster.status("n3").fetched_bytes
                 wait_until("the fetch to go on", lambda: cluster.status("n3").fetched_bytes > before + (1 << 20))
                 said = cluster.nodes["n3"].said()
                 assert said.count("fetching snapshot") == 1, "it went on where it was"
-                assert "broke after" in said
                 cluster.restart("n3")
                 wait_until("some of it to be there again", lambda: cluster.status("n3").fetched_bytes > 1 << 20)
                 cluster.kill(leader)
