@@ -84,10 +84,12 @@ def test_a_file_store_survives_another_loss_while_it_is_opened(fast_path: Path) 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10, 16))
 def test_a_file_store_survives_long_runs(fast_path: Path, seed: int) -> None:
     segment_bytes = random.Random(seed).choice((1024, 3000, 20_000))
-    assert_survives_power_loss(files_of(segment_bytes), fast_path, calls_of(seed, 200), seed=seed)
+    assert_survives_power_loss(
+        files_of(segment_bytes), fast_path, calls_of(seed, 80), seed=seed, second_losses=0.003, kills=0.2
+    )
 
 
 def without_sync(monkeypatch: pytest.MonkeyPatch) -> None:
