@@ -5,7 +5,7 @@ serve       one node of the key-value store                kv      put, get, del
 status      how a cluster is                               bench   how fast it is
 config      settings of running nodes                cluster_info   who leads, who is a member
 monitor     the same, live                              log     what a stopped node's log holds
-replay      a fresh app, taken to any entry of it
+replay      a fresh app, taken to any entry of it       backup  backup and restore
 demo        a leader dies and nothing is lost        check-app  is an app deterministic?
 simulate    clusters on virtual time, under faults      chaos   real processes, under faults
 membership  add-server, remove-server, promote, demote, change-membership, transfer, timeout-now
@@ -33,6 +33,7 @@ def main() -> None:
 
 
 def _add_verbs() -> None:
+    from geraft.cli.backup import backup, restore
     from geraft.cli.bench import bench
     from geraft.cli.chaos import chaos
     from geraft.cli.check_app import check_app
@@ -68,6 +69,8 @@ def _add_verbs() -> None:
         monitor,
         log,
         replay,
+        backup,
+        restore,
         bench,
         simulate,
         chaos,

@@ -94,6 +94,11 @@ class RaftStub:
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.TakeSnapshotReq.SerializeToString,
                 response_deserializer=geraft_dot_pb_dot_geraft__pb2.TakeSnapshotRep.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/geraft.Raft/Backup',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.BackupReq.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.GetSnapshotRep.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/geraft.Raft/Status',
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.StatusReq.SerializeToString,
@@ -220,6 +225,13 @@ class RaftServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """For whoever keeps backups: the receiver makes a snapshot now and sends it as GetSnapshot does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """The receiver's own state.
         """
@@ -331,6 +343,11 @@ def add_RaftServicer_to_server(servicer, server):
                     servicer.TakeSnapshot,
                     request_deserializer=geraft_dot_pb_dot_geraft__pb2.TakeSnapshotReq.FromString,
                     response_serializer=geraft_dot_pb_dot_geraft__pb2.TakeSnapshotRep.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.BackupReq.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.GetSnapshotRep.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -692,6 +709,33 @@ class Raft:
             '/geraft.Raft/TakeSnapshot',
             geraft_dot_pb_dot_geraft__pb2.TakeSnapshotReq.SerializeToString,
             geraft_dot_pb_dot_geraft__pb2.TakeSnapshotRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/geraft.Raft/Backup',
+            geraft_dot_pb_dot_geraft__pb2.BackupReq.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.GetSnapshotRep.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,6 +62,8 @@ class RaftStub:
     """Who leads and who is a member, as far as the receiver knows."""
     TakeSnapshot: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.TakeSnapshotReq, _geraft_pb2.TakeSnapshotRep]
     """The receiver shall make a snapshot of its app's state now."""
+    Backup: _grpc.UnaryStreamMultiCallable[_geraft_pb2.BackupReq, _geraft_pb2.GetSnapshotRep]
+    """For whoever keeps backups: the receiver makes a snapshot now and sends it as GetSnapshot does."""
     Status: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.StatusReq, _geraft_pb2.StatusRep]
     """The receiver's own state."""
     GetConfig: _grpc.UnaryUnaryMultiCallable[_geraft_pb2.GetConfigReq, _geraft_pb2.GetConfigRep]
@@ -109,6 +111,8 @@ class RaftAsyncStub(RaftStub):
     """Who leads and who is a member, as far as the receiver knows."""
     TakeSnapshot: _aio.UnaryUnaryMultiCallable[_geraft_pb2.TakeSnapshotReq, _geraft_pb2.TakeSnapshotRep]  # type: ignore[assignment]
     """The receiver shall make a snapshot of its app's state now."""
+    Backup: _aio.UnaryStreamMultiCallable[_geraft_pb2.BackupReq, _geraft_pb2.GetSnapshotRep]  # type: ignore[assignment]
+    """For whoever keeps backups: the receiver makes a snapshot now and sends it as GetSnapshot does."""
     Status: _aio.UnaryUnaryMultiCallable[_geraft_pb2.StatusReq, _geraft_pb2.StatusRep]  # type: ignore[assignment]
     """The receiver's own state."""
     GetConfig: _aio.UnaryUnaryMultiCallable[_geraft_pb2.GetConfigReq, _geraft_pb2.GetConfigRep]  # type: ignore[assignment]
@@ -225,6 +229,14 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_geraft_pb2.TakeSnapshotRep, _abc.Awaitable[_geraft_pb2.TakeSnapshotRep]]:
         """The receiver shall make a snapshot of its app's state now."""
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _geraft_pb2.BackupReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_geraft_pb2.GetSnapshotRep], _abc.AsyncIterator[_geraft_pb2.GetSnapshotRep]]:
+        """For whoever keeps backups: the receiver makes a snapshot now and sends it as GetSnapshot does."""
 
     @_abc_1.abstractmethod
     def Status(

@@ -698,6 +698,10 @@ class Supervisor:
     def reading_snapshot(self, last_entry: EntryId) -> AbstractContextManager[tuple[Snapshot, Iterator[bytes]]]:
         return self._keeper.reading(last_entry)
 
+    @property
+    def newest_snapshot(self) -> Snapshot | None:
+        return self._keeper.newest
+
     def take_snapshot(self) -> Waiter:
         """Have a snapshot made of what the app has applied; the waiter gets its index. Raises NodeStopped."""
         self.check()

@@ -151,6 +151,7 @@ class RaftHandlers:
                 "RequestVote": unary(self._guarded(self._request_vote)),
                 "TimeoutNow": unary(self._guarded(self._timeout_now)),
                 "GetSnapshot": grpc.unary_stream_rpc_method_handler(self._get_snapshot),
+                "Backup": grpc.unary_stream_rpc_method_handler(self._backup),
                 "TakeSnapshot": unary(self._guarded(self._take_snapshot)),
                 "SendAppendEntry": stream(self._send_append_entry),
                 "SendHeartbeat": stream(self._send_heartbeat),
@@ -324,19 +325,44 @@ class RaftHandlers:
         except _Refused as refused:
             end.append(refused)
         if not end:
-            outbox = self._open_outbox(context)
-            context.add_callback(outbox.close)
-            try:
-                start_native_thread(
-                    lambda: self._read_snapshot(last_entry, offset, record.header.sender, outbox, end),
-                    name="geraft snapshot reader",
-                )
-                yield from outbox
-            finally:
-                outbox.close()
-                self._forget(outbox)
+            yield from self._send_snapshot(last_entry, offset, record.header.sender, context, end)
         if end:
             failures.refuse(context, end[0].status, end[0].failure)
+
+    def _backup(self, encoded: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """As _get_snapshot, of a snapshot that is made now, and for anybody."""
+        end: list[_Refused] = []
+        try:
+            record = codec.parse(pb.BackupReq.FromString, encoded)
+            self._make_snapshot(record.timeout_ms, context)
+        except BadMessage as error:
+            end.append(_malformed(error))
+        except GeraftError as error:
+            end.append(_Refused(failures.status_from_error(error), error))
+        if not end:
+            newest = self._services.newest_snapshot
+            if newest is None:
+                nothing = Rejected("nothing was applied yet, so there is nothing to back up")
+                end.append(_Refused(grpc.StatusCode.FAILED_PRECONDITION, nothing))
+            else:
+                yield from self._send_snapshot(newest.last_entry, 0, "", context, end)
+        if end:
+            failures.refuse(context, end[0].status, end[0].failure)
+
+    def _send_snapshot(
+        self, last_entry: EntryId, offset: int, receiver: str, context: grpc.ServicerContext, end: list[_Refused]
+    ) -> Iterator[bytes]:
+        outbox = self._open_outbox(context)
+        context.add_callback(outbox.close)
+        try:
+            start_native_thread(
+                lambda: self._read_snapshot(last_entry, offset, receiver, outbox, end),
+                name="geraft snapshot reader",
+            )
+            yield from outbox
+        finally:
+            outbox.close()
+            self._forget(outbox)
 
     def _read_snapshot(
         self, last_entry: EntryId, offset: int, receiver: str, outbox: Outbox, end: list[_Refused]
@@ -369,11 +395,14 @@ class RaftHandlers:
 
     def _take_snapshot(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
         record = codec.parse(pb.TakeSnapshotReq.FromString, encoded)
-        timeout_seconds = _within(context, record.timeout_ms / 1000 or SNAPSHOT_TIMEOUT_SECONDS)
+        return pb.TakeSnapshotRep(index=self._make_snapshot(record.timeout_ms, context)).SerializeToString()
+
+    def _make_snapshot(self, timeout_ms: int, context: grpc.ServicerContext) -> int:
+        timeout_seconds = _within(context, timeout_ms / 1000 or SNAPSHOT_TIMEOUT_SECONDS)
         index: int = self._services.take_snapshot().result(
             timeout_seconds, lambda: SnapshotFailed(f"no snapshot was made within {timeout_seconds:.1f} s")
         )
-        return pb.TakeSnapshotRep(index=index).SerializeToString()
+        return index
 
     # Unary calls of peers
 

@@ -60,6 +60,10 @@ class Services(Protocol):
         """A snapshot and its bytes, which stay as long as the context lasts. Raises KeyError if it is not held, and
         what the app raises. May block: for native threads."""
 
+    @property
+    def newest_snapshot(self) -> Snapshot | None:
+        """The newest one that is recorded."""
+
     def take_snapshot(self) -> Waiter:
         """Have a snapshot made; the waiter gets its index."""
 

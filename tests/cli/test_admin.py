@@ -19,7 +19,7 @@ from geraft.cli.cluster import LocalCluster
 from geraft.cli.serve import LOG_NAMES
 from geraft.client import Client
 from geraft.kv import decode_value, get, put
-from geraft.testing.cluster import wait_until
+from geraft.testing.cluster import NodeProcess, free_addresses, wait_until
 
 pytestmark = pytest.mark.slow  # real nodes are started and asked from the command line
 
@@ -129,8 +129,9 @@ def test_the_log_of_every_other_storage_is_dumped_and_replayed(geraft: Command, 
         client.apply(put("a", b"2"))
     store, entries = dumped(geraft, tmp_path / "n1")
     assert store["node_id"] == "n1"
-    assert [base64.b64decode(str(entry["base64"])) for entry in entries[-2:]] == [put("a", b"1"), put("a", b"2")]
-    ask = ("--to", str(entries[-2]["index"]), "--read-base64", base64.b64encode(get("a")).decode())
+    first, second = [entry for entry in entries if entry["kind"] == "command"]
+    assert [base64.b64decode(str(entry["base64"])) for entry in (first, second)] == [put("a", b"1"), put("a", b"2")]
+    ask = ("--to", str(first["index"]), "--read-base64", base64.b64encode(get("a")).decode())
     done = geraft("replay", str(tmp_path / "n1" / LOG_NAMES[storage]), "geraft.kv:KeyValueApp", *ask)
     assert done.returncode == 0 and done.stdout.rstrip().endswith("1"), done
 
@@ -182,6 +183,30 @@ def test_a_fresh_app_is_taken_to_any_entry(geraft: Command, stopped: LocalCluste
         )  # fmt: skip
         assert state.returncode == 0 and f"up to {writes[20]}" in state.stderr
     assert (tmp_path / "n1").read_bytes() == (tmp_path / "n3").read_bytes() != b""
+
+
+def test_a_log_that_was_cut_off_is_replayed_from_a_snapshot(geraft: Command, tmp_path: Path) -> None:
+    (address,) = free_addresses(1)
+    place = tmp_path / "n1"
+    arguments = ["--id", "n1", "--bootstrap", f"n1={address}", "--data-dir", str(place), "--snapshot-every", "50"]
+    node = NodeProcess("n1", arguments, tmp_path / "log")
+    node.start()
+    try:
+        node.wait_until_ready()
+        with Client(address, timeout_seconds=20) as client:
+            for number in range(120):
+                client.apply(put("a", b"%d" % number))
+            wait_until("a snapshot", lambda: client.status(address).snapshot_index > 0)
+    finally:
+        node.terminate()
+        node.wait_until_ended()
+    store, entries = dumped(geraft, place)
+    assert store["snapshots"]
+    writes = [entry for entry in entries if entry["kind"] == "command"]
+    ask = ("--to", str(writes[-3]["index"]), "--read-base64", base64.b64encode(get("a")).decode())
+    done = geraft("replay", str(place), "geraft.kv:KeyValueApp", *ask)
+    assert done.returncode == 0 and "on the snapshot of entry" in done.stderr, done.stderr
+    assert done.stdout.rstrip().endswith("117")
 
 
 def test_a_replay_that_can_not_be_is_one_line(geraft: Command, stopped: LocalCluster) -> None:
