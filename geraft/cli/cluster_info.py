@@ -28,6 +28,10 @@ def cluster_info(seeds: tuple[str, ...], timeout_seconds: float, as_json: bool) 
 
     with Client(seeds, timeout_seconds) as client:
         info = client.cluster_info()
+    if not info.leader_id and info.members:
+        # Who answered may have missed an election that others know of.
+        with Client([*seeds, *(member.address for member in info.members)], timeout_seconds) as client:
+            info = client.cluster_info()
     if as_json:
         members = {name: [member._asdict() for member in getattr(info, name)] for name in ("members", "learners")}
         click.echo(json.dumps({**asdict(info), **members}, indent=2))
