@@ -1,6 +1,11 @@
-"""Options of our own for pytest."""
+"""Options of our own for pytest, and what must be set before anything imports grpc."""
 
 from __future__ import annotations
+
+import os
+
+# geraft sets it when it is imported; some test modules import grpc before that, and children of a fork then abort.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import pytest
 from hypothesis import settings

@@ -478,10 +478,11 @@ class NodeLoop:
             self.inbox.put(call)
 
     def _sweep_parked(self) -> None:
-        now = self._clock()
-        late = [call for call in self._parked if call.deadline <= now]
+        # A little early: who waits knows only that the time is up, and of a write would have to take that for unknown.
+        end = self._clock() + self.raft.settings.heartbeat_interval_seconds / 2
+        late = [call for call in self._parked if call.deadline <= end]
         if late:
-            self._parked = [call for call in self._parked if call.deadline > now]
+            self._parked = [call for call in self._parked if call.deadline > end]
             fail(late, NoLeader(self._why_no_leader()))
         if self.raft.leader_id:
             self._unpark()

@@ -46,7 +46,7 @@ MUTATIONS = (
         10,
         "parked calls have no end",
         "runtime/node_loop.py",
-        "        late = [call for call in self._parked if call.deadline <= now]",
+        "        late = [call for call in self._parked if call.deadline <= end]",
         "        late: list[Call] = []",
     ),
     Mutation(
