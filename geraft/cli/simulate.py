@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pkgutil
 import sys
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import click
 
 from geraft.cli.command import Failed
+from geraft.simple import SimpleRaftApp
 
 
 class Seeds(click.ParamType[range]):
@@ -41,8 +45,18 @@ class Seeds(click.ParamType[range]):
     help="How long faults befall a cluster, in its own time; then it must recover.",
 )
 @click.option("--trace", "trace_seed", type=int, metavar="SEED", help="Print all that happens under this one seed.")
+@click.option("--app", metavar="MODULE:FACTORY", help="A SimpleRaftApp of yours to put through it.")
+@click.option("--commands", "file", type=click.File("rb"), help="For the app, one a line; - for stdin.")
 @click.option("--verbose", is_flag=True, help="Print how often each rare situation was met.")
-def simulate(seeds: range, nodes: int, seconds: float, trace_seed: int | None, verbose: bool) -> None:
+def simulate(
+    seeds: range,
+    nodes: int,
+    seconds: float,
+    trace_seed: int | None,
+    app: str | None,
+    file: BinaryIO | None,
+    verbose: bool,
+) -> None:
     """Play whole clusters on virtual time: crashes, partitions, lost and late messages, slow and failing disks.
 
     Each seed is a history of its own, and the same one every time. After every step it is checked that nothing
@@ -53,9 +67,16 @@ def simulate(seeds: range, nodes: int, seconds: float, trace_seed: int | None, v
     Example
       geraft simulate --seeds 1:100
       geraft simulate --trace 42 > history.txt
+      printf 'deposit 10\\nwithdraw 5\\n' | geraft simulate --app bank:Bank --commands -
     """
     from geraft.testing.simulation import Simulation, SimulationFailed
 
+    if (app is None) != (file is None):
+        raise click.UsageError("--app and --commands go together: an app, and what it is given")
+    app_factory = _find(app) if app is not None else None
+    commands = file.read().splitlines() if file is not None else None
+    if commands == []:
+        raise click.UsageError("the file holds no commands")
     if trace_seed is not None:
         seeds = range(trace_seed, trace_seed + 1)
     counters: Counter[str] = Counter()
@@ -63,7 +84,12 @@ def simulate(seeds: range, nodes: int, seconds: float, trace_seed: int | None, v
     progress = sys.stderr.isatty()
     for count, seed in enumerate(seeds):
         simulation = Simulation(
-            seed, nodes=nodes, seconds=seconds, trace=click.echo if trace_seed is not None else None
+            seed,
+            nodes=nodes,
+            seconds=seconds,
+            app_factory=app_factory,
+            commands=commands,
+            trace=click.echo if trace_seed is not None else None,
         )
         try:
             simulation.run()
@@ -82,3 +108,15 @@ def simulate(seeds: range, nodes: int, seconds: float, trace_seed: int | None, v
     click.echo(f"seeds {len(seeds)}, violations {violations}, simulated {simulated:.0f} s, cpu {cpu_seconds:.1f} s")
     if violations:
         raise Failed(f"{violations} of {len(seeds)} seeds broke a promise")
+
+
+def _find(app: str) -> Callable[[], SimpleRaftApp]:
+    sys.path.insert(0, os.getcwd())  # where a user's module is, as for python -m
+    try:
+        factory = pkgutil.resolve_name(app)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise click.UsageError(f"--app {app}: {error}") from None
+    made = factory()
+    if not isinstance(made, SimpleRaftApp):
+        raise click.UsageError(f"--app {app}: it makes a {type(made).__name__}, not a SimpleRaftApp")
+    return factory  # type: ignore[no-any-return]

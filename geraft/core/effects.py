@@ -17,6 +17,8 @@ class Role(Enum):
     CANDIDATE = "candidate"
     LEADER = "leader"
 
+    __hash__ = object.__hash__  # looked up at every step; that of Enum is no better, and slow
+
 
 class Reason(Enum):
     """Why a proposal, read or transfer was not taken or did not end well. Nothing was appended."""

@@ -27,45 +27,46 @@ def check_server(raft: Raft) -> None:
     """Indexes are in order, the log is cut behind a durable snapshot only, and a leader leads its own term."""
     log = raft.log
     installing = bool(raft.applying) and raft.applying[0][0] == log.base.index
-    _require(
+    if not (
         (log.base.index <= raft.last_applied or installing)
         and raft.last_applied <= raft.handed_to_app <= raft.commit_index <= log.last_entry.index
-        and log.base.index <= raft.handed_to_app,
-        f"{raft.id}: base {log.base.index} <= applied {raft.last_applied} <= handed {raft.handed_to_app}"
-        f" <= committed {raft.commit_index} <= last {log.last_entry.index}",
-    )
-    recorded = raft.snapshot.index if raft.snapshot is not None else 0
-    _require(
-        log.base.index <= recorded or raft.durable_index < log.base.index,
-        f"{raft.id}: the log begins after {log.base.index}, the newest durable snapshot is of {recorded}",
-    )
-    _require(
-        raft.fetching is None or raft.fetching.last_entry.index > raft.commit_index,
-        f"{raft.id}: fetches a snapshot of what is committed",
-    )
-    _require(
-        bool(log.configurations) or log.base.index == 0,
-        f"{raft.id}: the configuration in force was cut off with the log",
-    )
-    _require(raft.durable_index <= log.last_entry.index, f"{raft.id}: durable beyond the end of the log")
-    _require(
-        log.configuration_index <= log.last_entry.index,
-        f"{raft.id}: the configuration of entry {log.configuration_index} is in force, the log ends before it",
-    )
-    _require(log.last_entry.term <= raft.term, f"{raft.id}: an entry of a later term than its own")
-    if raft.role is Role.LEADER:
-        _require(raft.leader_id == raft.id, f"{raft.id}: a leader follows {raft.leader_id!r}")
-        members = raft.configuration.members.keys() - {raft.id}
-        _require(
-            raft.progress.keys() == members | raft.departing.keys() and not members & raft.departing.keys(),
-            f"{raft.id}: leads {sorted(members)}, knows of {sorted(raft.progress)}, sees off {sorted(raft.departing)}",
+        and log.base.index <= raft.handed_to_app
+    ):
+        raise InvariantBroken(
+            f"{raft.id}: base {log.base.index} <= applied {raft.last_applied} <= handed {raft.handed_to_app}"
+            f" <= committed {raft.commit_index} <= last {log.last_entry.index}"
         )
-        for id, progress in raft.progress.items():
-            _require(
-                progress.match_index < progress.next_index <= log.last_entry.index + 1,
-                f"{raft.id}: match {progress.match_index} < next {progress.next_index} <= {log.last_entry.index + 1}"
-                f" of {id}",
+    recorded = raft.snapshot.index if raft.snapshot is not None else 0
+    if recorded < log.base.index <= raft.durable_index:
+        raise InvariantBroken(
+            f"{raft.id}: the log begins after {log.base.index}, the newest durable snapshot is of {recorded}"
+        )
+    if raft.fetching is not None and raft.fetching.last_entry.index <= raft.commit_index:
+        raise InvariantBroken(f"{raft.id}: fetches a snapshot of what is committed")
+    if not log.configurations and log.base.index > 0:
+        raise InvariantBroken(f"{raft.id}: the configuration in force was cut off with the log")
+    if raft.durable_index > log.last_entry.index:
+        raise InvariantBroken(f"{raft.id}: durable beyond the end of the log")
+    if log.configuration_index > log.last_entry.index:
+        raise InvariantBroken(
+            f"{raft.id}: the configuration of entry {log.configuration_index} is in force, the log ends before it"
+        )
+    if log.last_entry.term > raft.term:
+        raise InvariantBroken(f"{raft.id}: an entry of a later term than its own")
+    if raft.role is Role.LEADER:
+        if raft.leader_id != raft.id:
+            raise InvariantBroken(f"{raft.id}: a leader follows {raft.leader_id!r}")
+        members, departing = raft.configuration.members.keys() - {raft.id}, raft.departing.keys()
+        if raft.progress.keys() != members | departing or members & departing:
+            raise InvariantBroken(
+                f"{raft.id}: leads {sorted(members)}, knows of {sorted(raft.progress)}, sees off {sorted(departing)}"
             )
+        for id, progress in raft.progress.items():
+            if not (progress.match_index < progress.next_index <= log.last_entry.index + 1):
+                raise InvariantBroken(
+                    f"{raft.id}: match {progress.match_index} < next {progress.next_index}"
+                    f" <= {log.last_entry.index + 1} of {id}"
+                )
 
 
 class ClusterHistory:
@@ -89,12 +90,15 @@ class ClusterHistory:
         check_server(raft)
         if raft.role is Role.LEADER:
             leader = self.leaders.setdefault(raft.term, raft.id)
-            _require(leader == raft.id, f"term {raft.term} has two leaders: {leader} and {raft.id}")
+            if leader != raft.id:
+                raise InvariantBroken(f"term {raft.term} has two leaders: {leader} and {raft.id}")
         if raft.voted_for:
             vote = self.votes.setdefault((raft.id, raft.term), raft.voted_for)
-            _require(vote == raft.voted_for, f"{raft.id} voted twice in term {raft.term}: {vote}, {raft.voted_for}")
+            if vote != raft.voted_for:
+                raise InvariantBroken(f"{raft.id} voted twice in term {raft.term}: {vote}, {raft.voted_for}")
         commit_seen, term_seen = self._seen.get(raft.id, (0, 0))
-        _require(raft.term >= term_seen, f"{raft.id}: its term fell from {term_seen} to {raft.term}")
+        if raft.term < term_seen:
+            raise InvariantBroken(f"{raft.id}: its term fell from {term_seen} to {raft.term}")
         elected = raft.role is Role.LEADER and self._leading.get(raft.id) is not raft
         if raft.role is Role.LEADER:
             self._leading[raft.id] = raft
@@ -105,7 +109,8 @@ class ClusterHistory:
             if term is None:
                 continue
             known = self.committed.setdefault(index, term)
-            _require(known == term, f"{raft.id} committed {term}.{index}, another server committed {known}.{index}")
+            if known != term:
+                raise InvariantBroken(f"{raft.id} committed {term}.{index}, another server committed {known}.{index}")
             if index not in self._committed_in:
                 self._committed_in[index] = raft.term
                 for leader_of_now in self._leading.values():

@@ -566,7 +566,7 @@ def _compare_entry(
             return "reply", None, _shown_text(expected), _shown_text(actual)
     expected, actual = reference["states"].get(entry), replay["states"].get(entry)
     if actual is not None and expected is not None and actual != expected:
-        found = _compare_states(_decode(expected), _decode(actual), items_of)
+        found = compare_states(_decode(expected), _decode(actual), items_of)
         if found is not None:
             return ("state", *found)
     if "failure" in replay and replay["entry"] == int(entry):
@@ -578,7 +578,8 @@ def _compare_entry(
     return None
 
 
-def _compare_states(expected: bytes, actual: bytes, items_of: ItemsOf | None) -> tuple[Any, str, str] | None:
+def compare_states(expected: bytes, actual: bytes, items_of: ItemsOf | None) -> tuple[Any, str, str] | None:
+    """(key, expected, actual) of the first difference of two snapshots, None if they are alike by key."""
     by_key = [_items(snapshot, items_of) for snapshot in (expected, actual)]
     if by_key[0] is None or by_key[1] is None:
         offset = next(

@@ -9,6 +9,7 @@ clients.py    callers who write, read, give up, and remember what they were told
 numbered_clients.py  callers who repeat each write until they know its outcome, and want it applied once
 referee.py    judges every step, message and answer; counts the rare situations that were met
 register.py   the replicated state
+guest.py      a state machine of the user's beside it
 agenda.py     virtual time
 
 docs/proof.md says what is checked and what is not.

@@ -65,6 +65,8 @@ class Client:
             message = b"cas %s %d %d" % (key, self.seen[key].number, number)
         else:
             message = b"set %s %d" % (key, number)
+        if kind is not CallKind.READ:
+            message = world.with_command(message)
         operation = _Operation(number, key, kind, consistency, self.server)
         operation.floor = world.referee.floor(key)
         timeout = rng.uniform(0.5, 4.0)
@@ -79,7 +81,10 @@ class Client:
         )
         server.calls[number] = call, lambda: self._lost(operation)
         if world.tracing:
-            world.log(self.server, f"is asked #{number}: {kind.name} {consistency.name} {message.decode()}")
+            world.log(
+                self.server,
+                f"is asked #{number}: {kind.name} {consistency.name} {message.decode(errors='backslashreplace')}",
+            )
         server.at_once(server.put, call)
         world.at(timeout, self._give_up, operation)
 

@@ -20,13 +20,14 @@ from geraft.core.messages import (
     RequestVoteReply,
 )
 from geraft.core.raft import Raft, Settings
-from geraft.errors import NodeStopped, NoLeader, NotLeader, OutcomeUnknown, Unreachable
+from geraft.errors import ConfigError, NodeStopped, NoLeader, NotLeader, OutcomeUnknown, Unreachable
 from geraft.runtime.hub import Call, CallKind, RemoteCall, fail, finish
 from geraft.sessions import Limits
 from geraft.testing.scenarios import show_effect, show_message, show_persist
 from geraft.testing.simulation.agenda import Agenda
 from geraft.testing.simulation.clients import Client
 from geraft.testing.simulation.faults import LONGEST_ELECTION_TIMEOUT_SECONDS, Faults, Havoc
+from geraft.testing.simulation.guest import AppFactory, Commands, Comparison
 from geraft.testing.simulation.numbered_clients import NumberedClient
 from geraft.testing.simulation.referee import Referee, require
 from geraft.testing.simulation.server import SimulatedServer
@@ -51,15 +52,23 @@ TRACE_LINES = 60
 class SimulationFailed(AssertionError):
     """Something that must hold did not. trace: the last lines of what happened before; the message has it all."""
 
-    def __init__(self, reason: str, *, seed: int, nodes: int, seconds: float, now: float, trace: list[str]) -> None:
+    def __init__(
+        self, reason: str, *, seed: int, nodes: int, seconds: float, now: float, trace: list[str], with_app: bool
+    ) -> None:
         self.reason, self.seed, self.now, self.trace = reason, seed, now, trace
         command = f"geraft simulate --trace {seed} --nodes {nodes} --seconds {seconds:g}"
+        if with_app:
+            command += ", with the same app and commands (--app, --commands)"
         super().__init__("\n".join([f"seed {seed}, at {now:.6f} s: {reason}", *trace, f"replay it: {command}"]))
 
 
 class Simulation:
     """nodes: how many servers. seconds: how long faults befall them; then they must recover.
 
+    faults: which kinds come, and how often; by default the seed draws that.
+
+    app_factory: makes a state machine of yours, on each server at each start; with every write it gets one of commands,
+    or what commands(rng) gives. It must come to the same replies and states everywhere, over restarts and snapshots.
     trace: gets each line of what happens. Equal arguments give equal lines, in every process.
     counters: how often each rare situation was met. now: how much time was simulated.
     """
@@ -71,8 +80,15 @@ class Simulation:
         nodes: int = 3,
         seconds: float = 20.0,
         faults: Faults | None = None,
+        app_factory: AppFactory | None = None,
+        commands: Commands | None = None,
         trace: Callable[[str], None] | None = None,
     ) -> None:
+        if (app_factory is None) != (commands is None or (not callable(commands) and not commands)):
+            raise ConfigError("app_factory and commands go together: an app, and what it is given")
+        self.app_factory = app_factory
+        self.commands = commands
+        self.comparison = Comparison()
         self.seed = seed
         self.nodes = nodes
         self.seconds = seconds
@@ -85,6 +101,7 @@ class Simulation:
         self.at = self.agenda.at
         hasty = rng.random() < 0.5
         self.settings = Settings(
+            heartbeat_interval_seconds=0.1 if hasty else rng.choice((0.1, 0.2)),
             acceptable_pause_seconds=0.2 if hasty else 0.5,  # hasty elections, close to what a lease may count on
             phi_deviation_min_seconds=0.02 if hasty else 0.1,
             cache_bytes_max=rng.choice((1500, 8 << 20)),
@@ -152,7 +169,13 @@ class Simulation:
             else:
                 trace = self._replayed()
             raise SimulationFailed(
-                reason, seed=self.seed, nodes=self.nodes, seconds=self.seconds, now=self.now, trace=trace
+                reason,
+                seed=self.seed,
+                nodes=self.nodes,
+                seconds=self.seconds,
+                now=self.now,
+                trace=trace,
+                with_app=self.app_factory is not None,
             ) from error
         finally:
             logger.setLevel(level)
@@ -161,7 +184,13 @@ class Simulation:
     def _replayed(self) -> list[str]:
         lines: deque[str] = deque(maxlen=TRACE_LINES)
         again = Simulation(
-            self.seed, nodes=self.nodes, seconds=self.seconds, faults=self._faults_given, trace=lines.append
+            self.seed,
+            nodes=self.nodes,
+            seconds=self.seconds,
+            faults=self._faults_given,
+            app_factory=self.app_factory,
+            commands=self.commands,
+            trace=lines.append,
         )
         try:
             again._play()
@@ -314,6 +343,9 @@ class Simulation:
             state = (raft.log.last_entry, raft.commit_index, raft.last_applied)
             wanted = (leader.log.last_entry, leader.commit_index, leader.commit_index)
             require(state == wanted, f"{raft.id} does not catch up: last, committed, applied {state}, not {wanted}")
+            server = self.servers[raft.id]
+            if server.guest is not None:
+                server.guest.compare(raft.last_applied)
         for server in self.servers.values():
             require(not server.calls, f"{server.id} never answers calls {sorted(server.calls)}")
             require(all(transfer.done for _, transfer in server.transfers), f"{server.id} never ends a transfer")
@@ -342,6 +374,13 @@ class Simulation:
     def next_number(self) -> int:
         self._last_number += 1
         return self._last_number
+
+    def with_command(self, write: bytes) -> bytes:
+        """The write, and with it a command for the user's app if there is one."""
+        commands = self.commands
+        if commands is None:
+            return write
+        return write + b"\n" + (commands(self.rng) if callable(commands) else self.rng.choice(commands))
 
     def leaders(self) -> list[str]:
         """Those that believe to lead."""

@@ -155,6 +155,7 @@ class Havoc:
             (faults.storms and faults.crashes, self._restart_each),
             (faults.storms and faults.partitions and several, self._isolate_again_and_again),
             (faults.storms and faults.partitions and several, self._topple),
+            (faults.storms and faults.partitions and several, self._topple),
             (faults.storms and faults.disks and several, self._outpace_disk),
             (faults.storms and faults.reordering and several, self._hold_messages),
         ]
@@ -360,11 +361,11 @@ class Havoc:
         rng, world = self._rng, self.world
         for id in world.leaders():
             links = self.around(id)
-            self.cut([link for link in links if link[0] == id] if rng.random() < 0.5 else links, rng.uniform(1.2, 3.0))
-            if (
-                self.faults.disks and rng.random() < 0.5
-            ):  # then the next leader's entries come before its own are written
-                self._slow_down(world.servers[id], rng.choice((2.0, 6.0)), rng.uniform(0.5, 3.0))
+            self.cut([link for link in links if link[0] == id] if rng.random() < 0.5 else links, rng.uniform(1.5, 3.0))
+            if self.faults.disks and rng.random() < 0.5:
+                # The next leader's entries come before its own are written.
+                self._slow_down(world.servers[id], 9.0, 2.0)
+                continue
             if self.faults.crashes and rng.random() < 0.5:
                 self._successor_dies = id
             elif self.faults.crashes and rng.random() < 0.5:

@@ -53,7 +53,8 @@ class NumberedClient:
         self._number += 1
         value, key = world.next_number(), rng.choice(KEYS)
         kind = rng.choice((CallKind.APPLY, CallKind.APPLY, CallKind.COMMIT))
-        self._send(_Write(value, key, kind, b"set %s %d" % (key, value), self._session, self._number))
+        message = world.with_command(b"set %s %d" % (key, value))
+        self._send(_Write(value, key, kind, message, self._session, self._number))
 
     def _go_on(self) -> None:
         self.world.at(self.world.rng.expovariate(self.world.calls_per_second), self.act)

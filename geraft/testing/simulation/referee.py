@@ -27,8 +27,8 @@ from geraft.core.effects import (
     TruncatedTo,
 )
 from geraft.core.election import hears_leader
-from geraft.core.entries import Ballot
-from geraft.core.events import EntriesLoaded, Event, Persisted, ReadRequested, Tick
+from geraft.core.entries import Ballot, EntryKind
+from geraft.core.events import EntriesLoaded, Event, ReadRequested, Tick
 from geraft.core.invariants import ClusterHistory, InvariantBroken
 from geraft.core.messages import (
     AppendEntries,
@@ -43,7 +43,7 @@ from geraft.core.quorum import is_quorum
 from geraft.core.raft import Raft
 from geraft.core.reads import holds_lease
 from geraft.storage.base import StoredState
-from geraft.testing.simulation.register import Cell, Registers
+from geraft.testing.simulation.register import Cell, Registers, number_of
 
 if TYPE_CHECKING:
     from geraft.testing.simulation.server import SimulatedServer
@@ -90,7 +90,6 @@ SITUATIONS = (
     "transfer done",
     "truncation",
     "truncation of a configuration",
-    "truncation overtook the disk",
     "vote refused to an incomplete log",
     "write answered before it was lost sight of",
     "write with an unknown outcome",
@@ -184,7 +183,6 @@ class Referee:
             Tick: self._ticked,
             AppendEntriesReply: self._append_answered,
             RequestVote: self._vote_asked,
-            Persisted: self._persisted,
             EntriesLoaded: self._entries_loaded,
             AppendEntries: self._append_asked,
             ReadRequested: self._read_asked,
@@ -210,10 +208,9 @@ class Referee:
         kind = type(event)
         if after != before or kind not in CALM:
             self.history.check(raft)
-            if raft.leader_id:
-                require(
-                    raft.leader_id == self.history.leaders.get(raft.term),
-                    f"{raft.id} follows {raft.leader_id} in term {raft.term}, whose leader is not that one",
+            if raft.leader_id and raft.leader_id != self.history.leaders.get(raft.term):
+                raise InvariantBroken(
+                    f"{raft.id} follows {raft.leader_id} in term {raft.term}, whose leader is not that one"
                 )
             if before:
                 self._moved(raft, before)
@@ -230,19 +227,19 @@ class Referee:
     def _moved(self, raft: Watched, before: tuple[Any, ...]) -> None:
         commit_index, last_applied, _, _, durable_index, role, _, _ = before
         raft.server.term = raft.term
-        require(raft.commit_index >= commit_index, f"{raft.id}: its commit index fell from {commit_index}")
-        require(raft.last_applied >= last_applied, f"{raft.id}: what it applied fell from {last_applied}")
+        if raft.commit_index < commit_index:
+            raise InvariantBroken(f"{raft.id}: its commit index fell from {commit_index}")
+        if raft.last_applied < last_applied:
+            raise InvariantBroken(f"{raft.id}: what it applied fell from {last_applied}")
         if raft.durable_index != durable_index:
             index = raft.durable_index
             term, on_disk = raft.log.term_at(index), term_in(raft.server.disk.state, index)
-            require(
-                term is None or on_disk in (term, None),
-                f"{raft.id} takes {term}.{index} for durable, its disk has {on_disk}.{index}",
-            )
-            require(
-                raft.server.disk.last_index >= index,
-                f"{raft.id} takes {index} for durable, its disk ends at {raft.server.disk.last_index}",
-            )
+            if term is not None and on_disk not in (term, None):
+                raise InvariantBroken(f"{raft.id} takes {term}.{index} for durable, its disk has {on_disk}.{index}")
+            if raft.server.disk.last_index < index:
+                raise InvariantBroken(
+                    f"{raft.id} takes {index} for durable, its disk ends at {raft.server.disk.last_index}"
+                )
         if raft.commit_index > self._committed:
             self._committed = raft.commit_index
             if role is Role.LEADER and raft.log.term_at(commit_index + 1) != raft.term:
@@ -324,17 +321,18 @@ class Referee:
             del server.transfers[0]
         if server.transfers:
             asked_at = server.transfers[0][0]
-            require(now - max(asked_at, server.awake_since) <= bound, f"{raft.id} does not end a transfer in time")
+            if not (now - max(asked_at, server.awake_since) <= bound):
+                raise InvariantBroken(f"{raft.id} does not end a transfer in time")
         if raft.role is not Role.LEADER:
             return
         if now - max(raft.leads_since, server.awake_since) <= bound:
             return
         heard = {id for id, at in server.heard.items() if now - at <= bound}
         heard.add(raft.id)
-        require(
-            is_quorum(heard, raft.configuration.quorum_groups),
-            f"{raft.id} still leads term {raft.term}, although it heard only {sorted(heard)} in the last {bound} s",
-        )
+        if not (is_quorum(heard, raft.configuration.quorum_groups)):
+            raise InvariantBroken(
+                f"{raft.id} still leads term {raft.term}, although it heard only {sorted(heard)} in the last {bound} s"
+            )
 
     def _read_asked(self, raft: Watched, event: ReadRequested, effects: list[Effect]) -> None:
         if raft.role is not Role.LEADER:
@@ -397,14 +395,16 @@ class Referee:
     def _truncated_to(self, raft: Watched, event: Event, effect: TruncatedTo) -> None:
         self.counters["truncation"] += 1
         self.counters["truncation of a configuration"] += effect.last.index < self._configuration_before
+        index = raft.log.configuration_index
+        batches = raft.log.cached(index, index, 1)
+        require(
+            not batches or batches[0].kind is EntryKind.CONFIGURATION,
+            f"{raft.id}: the configuration in force is that of entry {index}, which is none any more",
+        )
 
     def _configuration_changed(self, raft: Watched, event: Event, effect: ConfigurationChanged) -> None:
         if raft.role is Role.LEADER:
             raft.server.world.havoc.changes_configuration(raft.server)
-
-    def _persisted(self, raft: Watched, event: Persisted, effects: list[Effect]) -> None:
-        overtaken = event.last_entry is not None and event.sequence < raft.persists_count_from
-        self.counters["truncation overtook the disk"] += overtaken
 
     def _entries_loaded(self, raft: Watched, event: EntriesLoaded, effects: list[Effect]) -> None:
         self.counters["entries loaded for a follower"] += bool(event.batches)
@@ -437,32 +437,28 @@ class Referee:
         """What a message says of its sender's term, vote and log is on the disk when it leaves (3.8)."""
         ballot = server.disk.ballot
         kind = type(message)
-        if kind is AppendEntries and message.batches:  # type: ignore[union-attr]
-            require(
-                not server.loop._proposed,
-                f"{server.id} sends entries before it has noted who waits for them",  # rule 10: registered first
-            )
+        if kind is AppendEntries and message.batches and server.loop._proposed:  # type: ignore[union-attr]
+            raise InvariantBroken(f"{server.id} sends entries before it has noted who waits for them")
         if kind is RequestVoteReply or kind is RequestVote:
             if message.pre_vote and (kind is RequestVote or message.granted):  # type: ignore[union-attr]
                 return
             if kind is RequestVote or message.granted:  # type: ignore[union-attr]
                 vote = server.id if kind is RequestVote else to
-                require(
-                    ballot.term > message.term or ballot == Ballot(message.term, vote),
-                    f"{server.id} tells of its vote for {vote} in term {message.term}, its disk holds {ballot}",
-                )
+                if not (ballot.term > message.term or ballot == Ballot(message.term, vote)):
+                    raise InvariantBroken(
+                        f"{server.id} tells of its vote for {vote} in term {message.term}, its disk holds {ballot}"
+                    )
                 told = self._told_votes.setdefault((server.id, message.term), vote)
-                require(told == vote, f"{server.id} told {told} and {vote} of its vote in term {message.term}")
+                if told != vote:
+                    raise InvariantBroken(f"{server.id} told {told} and {vote} of its vote in term {message.term}")
         elif kind is AppendEntriesReply and message.match_index > 0 and ballot.term == message.term:  # type: ignore[union-attr]
             match_index = message.match_index  # type: ignore[union-attr]
-            require(
-                server.disk.last_index >= match_index,
-                f"{server.id} acknowledges {match_index}, its disk ends at {server.disk.last_index}",
-            )
-        if ballot.term > 0:
-            require(
-                ballot.term >= message.term, f"{server.id} tells of term {message.term}, its disk knows {ballot.term}"
-            )
+            if server.disk.last_index < match_index:
+                raise InvariantBroken(
+                    f"{server.id} acknowledges {match_index}, its disk ends at {server.disk.last_index}"
+                )
+        if 0 < ballot.term < message.term:
+            raise InvariantBroken(f"{server.id} tells of term {message.term}, its disk knows {ballot.term}")
 
     # What callers see -------------------------------------------------------------------------------------------------
 
@@ -472,7 +468,7 @@ class Referee:
         if known is not None:
             require(known == command, f"{server} applies {command!r} at {index}, where another applied {known!r}")
             return
-        number = int(command.rsplit(maxsplit=1)[-1])
+        number = number_of(command)
         at = self._applied_at.setdefault(number, index)
         require(at == index, f"write {number} is applied twice, at {at} and at {index}")
         require(number not in self._nothing_happened, f"write {number} is applied; its caller was told it never would")
@@ -506,7 +502,7 @@ class Referee:
             f"write {number} is answered with index {index}, which it is not",
         )
         known = self._applied.get(index)
-        require(known is None or int(known.rsplit(maxsplit=1)[-1]) == number, f"{index} holds {known!r}, not {number}")
+        require(known is None or number_of(known) == number, f"{index} holds {known!r}, not {number}")
 
     def write_done(self, key: bytes, number: int, cell: Cell) -> None:
         """A caller was told that the app applied its write, which left the cell so."""

@@ -35,6 +35,7 @@ from geraft.runtime.wishes import Transfer, Wish
 from geraft.simple import MemoryRepository, to_raft_app
 from geraft.storage.base import Identity, StoredState
 from geraft.storage.memory import MemoryStorage
+from geraft.testing.simulation.guest import Guest
 from geraft.testing.simulation.referee import Watched
 from geraft.testing.simulation.register import Registers
 from geraft.testing.virtual import raft_from
@@ -231,6 +232,7 @@ class SimulatedServer:
         self.heard: dict[str, float] = {}  # when a message of each peer last came
         self.transfers: list[tuple[float, Transfer]] = []  # with when each was asked for
         self.term = 0
+        self.guest: Guest | None = None
         self._agenda = world.agenda
         self._prompt = world.turn_mean == 0
         self.calls: dict[int, tuple[RemoteCall, Callable[[], None]]] = {}  # unanswered, each with what a crash means
@@ -258,7 +260,10 @@ class SimulatedServer:
         self._applied_index = 0
         self._fetch_held: FetchWork | None = None
         self._keeping = False
-        self._registers = Registers(self._app_writes)
+        self.guest = (
+            Guest(self.id, world.app_factory, world.comparison, world.rng) if world.app_factory is not None else None
+        )
+        self._registers = Registers(self._app_writes, self.guest)
         raft_app = to_raft_app(self._registers, self.repository)
         self._keeper = SnapshotKeeper(
             raft_app,
@@ -487,7 +492,10 @@ class SimulatedServer:
         elif raft.campaign_at_seconds is not None:
             matters = raft.campaign_at_seconds
         else:
-            matters = raft.detector.heard_at_seconds + raft.detector.suspect_after_seconds()
+            detector = raft.detector
+            matters = detector.heard_at_seconds + detector.floor_seconds
+            if matters < raft.now + self._idle_seconds:  # else it is too early to ask how long exactly
+                matters = detector.heard_at_seconds + detector.suspect_after_seconds()
         return min(matters, raft.now + self._idle_seconds)
 
     def knock_soon(self) -> None:
@@ -624,7 +632,7 @@ class SimulatedServer:
 
     def _state_is(self, snapshot: Snapshot) -> None:
         self._applied_index = snapshot.index
-        self.world.referee.installed(self.id, snapshot.index, self._registers.snapshot())
+        self.world.referee.installed(self.id, snapshot.index, self._registers.cells())
 
     def fetch_snapshot(self, leader_id: str, sink: SnapshotSink) -> None:
         self.may_lose_power()
