@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 VERSIONS := 3.11 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-all prove lint types verify fix proto bench clean
+.PHONY: help demo test test-fast test-long test-all prove fuzz lint types verify fix proto bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test-long: $(VENV)/dev ## The tests that take minutes each, which nothing else r
 
 prove: $(VENV)/runtime ## 20,000 seeds of the simulator and 10 minutes of chaos: about an hour (ARGS="--seeds 1000" for less)
 	$(BIN)/python tools/prove $(ARGS)
+
+fuzz: $(VENV)/dev ## Almost right bytes for everything that decodes bytes: about five minutes (ARGS="--seconds 300" for more)
+	$(BIN)/python tests/fuzz/fuzzing.py $(ARGS)
 
 test-all: ## The tests on each of Python 3.11, 3.12 and 3.13 that this machine has
 	@for version in $(VERSIONS); do \
