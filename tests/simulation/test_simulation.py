@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import gevent
@@ -41,6 +43,15 @@ def test_a_hub_in_the_thread_makes_no_difference() -> None:
     alone = Simulation(2, nodes=3, seconds=10).run().counters
     gevent.sleep(0)  # makes one; code that asks for it would wait for it to run
     assert Simulation(2, nodes=3, seconds=10).run().counters == alone
+
+
+def test_members_come_and_go_and_all_can_be_let_in_again() -> None:
+    met: Counter[str] = Counter()
+    for seed, nodes in ((1, 1), (2, 3), (3, 3), (4, 5)):
+        faults = replace(Faults.drawn(random.Random(seed)), members=True)
+        met += Simulation(seed, nodes=nodes, seconds=10, faults=faults).run().counters
+    for situation in ("change done", "change refused", "joint configuration"):
+        assert met[situation], situation
 
 
 def test_without_faults_everyone_is_served() -> None:

@@ -47,6 +47,8 @@ class Client:
             self.server = rng.choice(list(world.servers))
         elif rng.random() < 0.2:  # whoever believes to lead, however wrongly
             self.server = rng.choice(world.leaders() or [self.server])
+        if world.faults.members and rng.random() < 0.5 and self.server not in world.members():
+            self.server = rng.choice(world.members())  # it has heard that it asks nobody of the cluster
         server = world.servers[self.server]
         if server.raft is None:
             self.server = rng.choice(list(world.servers))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from geraft.core.effects import Effect, Persist, Role, Send
 from geraft.core.entries import EntryId
 from geraft.core.events import Event
 from geraft.core.invariants import check_logs_match
+from geraft.core.membership import Member, MembershipChange, ReplaceMembers
 from geraft.core.messages import (
     AppendEntries,
     AppendEntriesReply,
@@ -22,6 +24,7 @@ from geraft.core.messages import (
 from geraft.core.raft import Raft, Settings
 from geraft.errors import ConfigError, NodeStopped, NoLeader, NotLeader, OutcomeUnknown, Unreachable
 from geraft.runtime.hub import Call, CallKind, RemoteCall, fail, finish
+from geraft.runtime.wishes import Change
 from geraft.sessions import Limits
 from geraft.testing.scenarios import show_effect, show_message, show_persist
 from geraft.testing.simulation.agenda import Agenda
@@ -45,6 +48,10 @@ CUT_OFF_SECONDS = 3.0
 """For how long a minority is cut off then, which must disturb nobody."""
 QUIET_SECONDS = 4.5
 """At the end: how long until the last caller has its answer."""
+SPARE_SERVERS = 2
+"""Beyond the first members, if members come and go."""
+REUNITE_SECONDS = 60.0
+"""After the faults: how long until all of them are voters."""
 TRACE_LINES = 60
 """How much of the end of a failed run its error tells."""
 
@@ -96,7 +103,9 @@ class Simulation:
         self._trace = trace
         self.tracing = trace is not None
         self.rng = rng = random.Random(seed)
-        self.faults = faults = faults if faults is not None else Faults.drawn(rng)
+        if faults is None:
+            faults = replace(Faults.drawn(rng), members=seed % 5 == 4)
+        self.faults = faults
         self.agenda = Agenda()
         self.at = self.agenda.at
         hasty = rng.random() < 0.5
@@ -138,6 +147,10 @@ class Simulation:
             return 1 + (rng.choice((-drift, drift)) if at_the_edge else rng.uniform(-drift, drift))
 
         self.servers = {id: SimulatedServer(self, id, [first], clock_rate()) for id in names}
+        if faults.members:
+            for number in range(nodes + 1, nodes + 1 + SPARE_SERVERS):
+                self.servers[str(number)] = SimulatedServer(self, str(number), [], clock_rate())
+        self._wishes: list[tuple[SimulatedServer, int, Change]] = []
         self.referee.servers = self.servers
         self.havoc = Havoc(self, faults)
         self._faults_end = seconds
@@ -209,6 +222,9 @@ class Simulation:
             self.agenda.run_until(min(self.now + 0.5, self._faults_end))
         self._recover()
         self.agenda.run_until(self.now + LATE_SECONDS)
+        if self.faults.members:
+            self.calls_per_second = 1.0  # some of these clusters are so slow that nobody could catch up with more
+            self._wait_until(self._reunite, REUNITE_SECONDS)
         self._wait_until(self._what_lags, HEAL_SECONDS)
         done = [client.done for client in self.clients]
         self._wait_until(
@@ -253,6 +269,22 @@ class Simulation:
                 self.start(server)
             elif server.raft.settings is not self.settings:
                 server.tune(self.settings)
+
+    def _reunite(self) -> str:
+        """After all that happened everyone can be let in: ask for it, and say what lacks."""
+        rafts = [server.raft for server in self.servers.values() if server.raft is not None]
+        leading = [raft for raft in rafts if raft.role is Role.LEADER]
+        if len(leading) != 1:
+            return f"leaders after the faults ended: {[raft.id for raft in leading]}"
+        (leader,) = leading
+        everyone = sorted(self.servers)
+        settled = leader.log.configuration_index <= leader.commit_index and leader.change is None
+        configuration = leader.configuration
+        if settled and sorted(configuration.incoming_ids) == everyone and not configuration.outgoing:
+            return ""
+        if leader.change is None:
+            self.ask_for(self.servers[leader.id], ReplaceMembers(voters=self.named(everyone, leader)), 30.0)
+        return f"not everyone is let in after the faults ended: {configuration}"
 
     def _stay_calm(self, seconds: float) -> None:
         """Nothing befalls the cluster but what it must bear: nobody may have a reason to campaign.
@@ -322,7 +354,7 @@ class Simulation:
     def _what_lags(self) -> str:
         """What is not as it should be: one leader, and everyone holds and has applied what it has committed."""
         rafts: list[Raft] = [server.raft for server in self.servers.values() if server.raft is not None]
-        if len(rafts) != self.nodes:
+        if len(rafts) != len(self.servers):
             return "a server stays down after the faults ended"
         leaders = [raft for raft in rafts if raft.role is Role.LEADER]
         if len(leaders) != 1:
@@ -346,6 +378,8 @@ class Simulation:
             server = self.servers[raft.id]
             if server.guest is not None:
                 server.guest.compare(raft.last_applied)
+        for server, life, wish in self._wishes:
+            require(wish.done or server.life != life, f"{server.id} never answers who asked for {wish.change}")
         for server in self.servers.values():
             require(not server.calls, f"{server.id} never answers calls {sorted(server.calls)}")
             require(all(transfer.done for _, transfer in server.transfers), f"{server.id} never ends a transfer")
@@ -381,6 +415,30 @@ class Simulation:
         if commands is None:
             return write
         return write + b"\n" + (commands(self.rng) if callable(commands) else self.rng.choice(commands))
+
+    def address(self, id: str) -> str:
+        """Of a server, as a newcomer."""
+        return f"{id}.test:1"
+
+    def named(self, ids: Iterable[str], asked: Raft) -> tuple[Member, ...]:
+        """As members, for a server that may know their addresses already."""
+        known = asked.configuration.members
+        return tuple(Member(id, "" if id in known else self.address(id)) for id in sorted(ids))
+
+    def ask_for(self, server: SimulatedServer, change: MembershipChange, timeout_seconds: float) -> None:
+        """Somebody asks a server for other members, and waits for its answer."""
+        if server.raft is not None:
+            self.log(server.id, f"is asked for {change}")
+            wish = Change(change, server.clock() + timeout_seconds)
+            self._wishes.append((server, server.life, wish))
+            server.at_once(server.put, wish)
+
+    def members(self) -> list[str]:
+        """As who leads the latest term knows them; everyone if nobody does."""
+        leading = [server.raft for server in self.servers.values() if server.raft and server.raft.role is Role.LEADER]
+        if not self.faults.members or not leading:
+            return list(self.servers)
+        return sorted(max(leading, key=lambda raft: raft.term).configuration.members)
 
     def leaders(self) -> list[str]:
         """Those that believe to lead."""

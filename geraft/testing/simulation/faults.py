@@ -8,6 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from geraft.core.events import PeerConnected, PeerDisconnected
+from geraft.core.membership import (
+    AddServer,
+    DemoteServer,
+    MembershipChange,
+    PromoteServer,
+    RemoveServer,
+    ReplaceMembers,
+)
 from geraft.core.messages import PeerMessage
 from geraft.runtime.wishes import Transfer
 
@@ -26,6 +34,7 @@ class Faults:
     """What may befall a cluster. per_second: how often something does, on average; 0 for a peaceful one.
 
     app_errors: the app raises, and is asked again. tunings: election timeouts change, on one server or on another.
+    members: servers come and go; two more than `nodes` stand by with empty stores, and in the end all are let in.
     storms: faults that come in a planned order, as single ones hit it too rarely: each new leader struck down, one that
     is cut off again and again, messages held back and let go out of order.
     clock_drift: how much faster or slower than the true time clocks run at most, as a fraction. Beyond what
@@ -43,6 +52,7 @@ class Faults:
     transfers: bool = True
     app_errors: bool = True
     tunings: bool = True
+    members: bool = False
     storms: bool = True
     clock_drift: float = 0.045
 
@@ -150,6 +160,9 @@ class Havoc:
             (faults.transfers, self._transfer),
             (faults.app_errors, self._trouble_app),
             (faults.tunings, self._tune),
+            (faults.members, self._change_members),
+            (faults.members, self._change_members),
+            (faults.members, self._change_members),
             (faults.storms and faults.crashes, self._young_leaders_die),
             (faults.storms and faults.crashes, self._voters_die),
             (faults.storms and faults.crashes, self._restart_each),
@@ -276,6 +289,35 @@ class Havoc:
             timeout = self._rng.choice((0.6, 1.0, LONGEST_ELECTION_TIMEOUT_SECONDS))
             self.world.log(victim.id, f"is tuned to an election timeout of {timeout} s")
             victim.tune(replace(self.world.settings, election_timeout_seconds=timeout))
+
+    def _change_members(self, victim: SimulatedServer) -> None:
+        """Somebody wants other members, of who believes to lead or of anybody else."""
+        rng, world = self._rng, self.world
+        leaders = world.leaders()
+        if leaders and rng.random() < 0.8:
+            victim = world.servers[rng.choice(leaders)]
+        if victim.raft is None:
+            return
+        names = list(world.servers)
+        id = rng.choice(names)
+        chosen = rng.sample(names, rng.randint(1, len(names)))
+        cut = rng.randint(1, len(chosen))
+        everybody = ReplaceMembers(
+            voters=world.named(chosen[:cut], victim.raft), learners=world.named(chosen[cut:], victim.raft)
+        )
+        store_id = world.servers[id].store_id
+        change: MembershipChange = rng.choice(
+            (
+                AddServer(id=id, address=world.address(id), store_id=store_id, learner=rng.random() < 0.3),
+                AddServer(id=id, address=f"{id}.test:{rng.randint(1, 9)}", store_id=store_id),
+                RemoveServer(id=id),
+                PromoteServer(id=id),
+                DemoteServer(id=id),
+                everybody,
+                everybody,
+            )
+        )
+        world.ask_for(victim, change, rng.uniform(1.0, 4.0))
 
     # Storms -----------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from geraft.core.effects import (
     Alarm,
     CancelFetch,
+    ChangeEnded,
+    ChangeOutcome,
     CompactLog,
     ConfigurationChanged,
     Effect,
@@ -20,6 +22,7 @@ from geraft.core.effects import (
     ReadRefused,
     Reason,
     RecordSnapshot,
+    Removed,
     Role,
     RoleChanged,
     Send,
@@ -55,6 +58,11 @@ SITUATIONS = (
     "append of a deposed leader answered",
     "call forwarded to the leader",
     "call waited for a leader",
+    "change done",
+    "change given up",
+    "change of an unknown outcome",
+    "change refused",
+    "change while another is under way",
     "conflict over several terms",
     "crash between two effects",
     "crash that lost a vote",
@@ -65,8 +73,10 @@ SITUATIONS = (
     "entries loaded for a follower",
     "entry of an earlier term committed by a later one",
     "forced vote granted",
+    "joint configuration",
     "leader deposed with an uncommitted tail",
     "leader stepped down without its quorum",
+    "leader without a vote",
     "lease granted",
     "lease refused",
     "log cut behind a snapshot",
@@ -86,6 +96,7 @@ SITUATIONS = (
     "snapshot was gone",
     "snapshot whose fetch was given up",
     "stream of a snapshot broke",
+    "server that learnt of its removal",
     "transfer aborted",
     "transfer done",
     "truncation",
@@ -104,6 +115,14 @@ def term_in(state: StoredState, index: int) -> int | None:
     if not state.first_index <= index <= state.last_entry.index:
         return None
     return state.terms[bisect_right(state.terms, index, key=lambda start: start.first_index) - 1].term
+
+
+CHANGES = {
+    ChangeOutcome.DONE: "change done",
+    ChangeOutcome.GIVEN_UP: "change given up",
+    ChangeOutcome.UNKNOWN: "change of an unknown outcome",
+    ChangeOutcome.PENDING: "change while another is under way",
+}
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -177,6 +196,8 @@ class Referee:
             CompactLog: self._counted("log cut behind a snapshot"),
             CancelFetch: self._counted("snapshot whose fetch was given up"),
             InstallSnapshot: self._install_snapshot,
+            ChangeEnded: self._change_ended,
+            Removed: self._removed,
             ConfigurationChanged: self._configuration_changed,
         }
         self._judge_event: dict[type[Any], Callable[[Watched, Any, list[Effect]], None]] = {
@@ -280,12 +301,26 @@ class Referee:
         if effect.new is Role.LEADER:
             raft.leads_since = raft.server.world.now
             self._led = max(self._led, raft.term)
+            self.counters["leader without a vote"] += raft.id not in raft.configuration.voter_ids
             self._check_election_lasts(raft)
             if self.leases_hold:
                 self._check_no_lease(raft)
             raft.server.world.havoc.leads(raft.server)
         elif effect.new is Role.CANDIDATE:
             raft.server.world.havoc.campaigns(raft.server)
+
+    def _change_ended(self, raft: Watched, event: Event, ended: ChangeEnded) -> None:
+        """Who is told that a change is done finds it committed, and a joint configuration left for good."""
+        self.counters[CHANGES.get(ended.outcome, "change refused")] += 1
+        if ended.outcome is ChangeOutcome.DONE:
+            require(
+                raft.log.configuration_index <= raft.commit_index and not raft.configuration.outgoing,
+                f"{raft.id}: a change is done by the configuration at {raft.log.configuration_index},"
+                f" but {raft.commit_index} is committed",
+            )
+
+    def _removed(self, raft: Watched, event: Event, effect: Removed) -> None:
+        self.counters["server that learnt of its removal"] += 1
 
     def _check_election_lasts(self, raft: Watched) -> None:
         """If the power failed everywhere now, nobody else could be elected in this term: enough votes are on disks."""
@@ -403,6 +438,8 @@ class Referee:
         )
 
     def _configuration_changed(self, raft: Watched, event: Event, effect: ConfigurationChanged) -> None:
+        self.counters["joint configuration"] += bool(effect.configuration.outgoing)
+        require(bool(effect.configuration.voters) or not raft.log.configurations, f"{raft.id}: nobody votes any more")
         if raft.role is Role.LEADER:
             raft.server.world.havoc.changes_configuration(raft.server)
 
