@@ -430,6 +430,7 @@ class Simulation:
         if server.raft is not None:
             self.log(server.id, f"is asked for {change}")
             wish = Change(change, server.clock() + timeout_seconds)
+            wish.wait_natively()  # done when it is answered, whatever hub this thread may have
             self._wishes.append((server, server.life, wish))
             server.at_once(server.put, wish)
 
