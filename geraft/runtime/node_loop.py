@@ -678,7 +678,7 @@ class NodeLoop:
         transfer = self._transfers.pop(effect.token)
         if effect.reason is None:
             finish([transfer], [None])
-        elif effect.reason in (Reason.TRANSFERRING, Reason.NOT_LEADER):
+        elif effect.reason in (Reason.TRANSFERRING, Reason.NOT_LEADER) and transfer.deadline > self._clock():
             self._wishes_parked.append(transfer)  # at the next tick somebody else may lead
         else:
             log.warning("%s: leadership stays here: %s", self.raft.id, effect.reason.value)

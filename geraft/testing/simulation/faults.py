@@ -272,7 +272,7 @@ class Havoc:
         target = self._rng.choice(["", *self.world.servers])
         if victim.raft is not None:
             self.world.log(victim.id, f"is asked to hand leadership to {target or 'anyone'}")
-            transfer = Transfer(target)
+            transfer = Transfer(target, victim.clock() + self.world.patience_seconds / 2)
             transfer.wait_natively()  # done when it is answered, whatever hub this thread may have
             victim.at_once(self._ask_for_transfer, victim, transfer)
 
