@@ -116,4 +116,7 @@ def test_a_campaign_meets_the_rare_situations() -> None:
     met: Counter[str] = Counter()
     for seed in range(100, 200):
         met += Simulation(seed).run().counters
+    for seed in range(1, 40):  # members that come and go in every one of them
+        faults = replace(Faults.drawn(random.Random(seed)), members=True, per_second=3.0)
+        met += Simulation(seed, seconds=15, faults=faults).run().counters
     assert set(SITUATIONS) <= set(met), set(SITUATIONS) - set(met)

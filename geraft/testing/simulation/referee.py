@@ -313,10 +313,12 @@ class Referee:
         """Who is told that a change is done finds it committed, and a joint configuration left for good."""
         self.counters[CHANGES.get(ended.outcome, "change refused")] += 1
         if ended.outcome is ChangeOutcome.DONE:
+            # What the same step may have appended after it names the stores of the same members, and changes nobody.
+            done = [at for index, at in raft.log.configurations if index <= raft.commit_index][-1]
+            now = raft.configuration
             require(
-                raft.log.configuration_index <= raft.commit_index and not raft.configuration.outgoing,
-                f"{raft.id}: a change is done by the configuration at {raft.log.configuration_index},"
-                f" but {raft.commit_index} is committed",
+                not done.outgoing and (done.voter_ids, set(done.members)) == (now.voter_ids, set(now.members)),
+                f"{raft.id}: a change is done by {done}, with {raft.commit_index} committed, but {now} is in force",
             )
 
     def _removed(self, raft: Watched, event: Event, effect: Removed) -> None:
