@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
+from geraft.client import Client
 from geraft.errors import GeraftError
 from geraft.testing.chaos.plan import Fault, victims
 from geraft.testing.cluster import OUTSIDE, LinkedCluster, NamespacedCluster
@@ -212,7 +212,7 @@ class Player:
             case kind:
                 raise ValueError(f"nobody knows how to do {kind}")
 
-    def _ask(self, played: Played, what: Callable[[Any], object]) -> None:
+    def _ask(self, played: Played, what: Callable[[Client], object]) -> None:
         """Ask the cluster to do it. It may well be in no state to."""
         try:
             with self.cluster.client(ADMIN_SECONDS) as client:
@@ -221,13 +221,13 @@ class Player:
             played.refused.append(f"{type(error).__name__}: {error}")
 
     def _take_snapshots(self, played: Played, addresses: list[str]) -> None:
-        def take_all(client: Any) -> None:
+        def take_all(client: Client) -> None:
             for address in addresses:
                 client.take_snapshot(address, timeout_seconds=ADMIN_SECONDS)
 
         self._ask(played, take_all)
 
-    def _until_done(self, what: Callable[[Any], object]) -> None:
+    def _until_done(self, what: Callable[[Client], object]) -> None:
         """Ask until it is done. Raises what was said last."""
         deadline = time.monotonic() + MEND_SECONDS
         with self.cluster.client(ADMIN_SECONDS) as client:

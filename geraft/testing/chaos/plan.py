@@ -7,8 +7,6 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from geraft.client import Client
-
 REST_SECONDS = 3.0
 """Without faults, at the beginning and before the end."""
 FAULT_SECONDS = (0.5, 6.0)
@@ -18,7 +16,7 @@ TOGETHER = 0.25
 
 LEADER, ONE, SOME, MOST, ALL = "the leader", "one", "some", "most", "all"
 
-_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "kill": ("SIGKILL, and started again afterwards", (LEADER, LEADER, ONE, SOME, MOST, ALL)),
     "stop": ("SIGTERM, and started again afterwards", (LEADER, ONE)),
     "pause": ("SIGSTOP, and SIGCONT afterwards", (LEADER, LEADER, ONE, SOME)),
@@ -41,17 +39,7 @@ _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "replace": ("killed, taken out, and started again with an empty store that joins", (ONE,)),
     "snapshot": ("makes a snapshot again and again", (ALL, ONE)),
 }
-_ASKED_OF_CLIENT = {
-    "transfer": "transfer_leadership",
-    "remove": "remove_server",
-    "demote": "demote",
-    "shrink": "change_membership",
-    "replace": "change_membership",
-    "snapshot": "take_snapshot",
-}
-KINDS = {kind: of_kind for kind, of_kind in _KINDS.items() if hasattr(Client, _ASKED_OF_CLIENT.get(kind, "apply"))}
-"""What each kind of fault does to those it meets, and whom it may be meant for; without those that ask the cluster for
-something that a Client can't ask for yet."""
+"""What each kind of fault does to those it meets, and whom it may be meant for."""
 
 BY_LINKS_ONLY = frozenset({"slow", "half-open", "reset"})
 """Kinds that need Links: network namespaces can't do them."""

@@ -24,7 +24,7 @@ from geraft.testing.models import Get, KeyValue, call_key_value
 
 CALLS_MAX = 400_000
 """Of one run, so that its history fits into memory: a long run calls less often."""
-SNAPSHOT_OPTIONS = ["--snapshot-every", "300", "--trailing-entries", "100"] if "snapshot" in KINDS else []
+SNAPSHOT_OPTIONS = ["--snapshot-every", "300", "--trailing-entries", "100"]
 """Of each node, so that one that was away finds the log cut off."""
 PROGRESS_SECONDS = 5.0
 HEAL_SECONDS = 30.0
