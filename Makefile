@@ -5,6 +5,8 @@ PYTHON ?= $(shell tools/find-python)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 VERSIONS := 3.11 3.12 3.13
+# The files of tests are shared out among two processes; each stays whole, as its tests may share a cluster.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-long test-all prove fuzz lint types verify fix proto bench clean
@@ -18,7 +20,7 @@ demo: $(VENV)/runtime ## Three nodes on real disks: kill the leader under load, 
 test: verify ## What CI runs: lint, types and every test but the long ones
 
 test-fast: $(VENV)/dev ## The tests to run while working: without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow and not long"
+	$(BIN)/python -m pytest -q -m "not slow and not long" $(SIDE_BY_SIDE)
 
 test-long: $(VENV)/dev ## The tests that take minutes each, which nothing else runs
 	$(BIN)/python -m pytest -q -m long --timeout 1800
@@ -37,7 +39,7 @@ test-all: ## The tests on each of Python 3.11, 3.12 and 3.13 that this machine h
 		[ -x $(VENV)-$$version/bin/pip ] || tools/make-venv "$$python" $(VENV)-$$version || exit 1; \
 		$(VENV)-$$version/bin/python -m pip --disable-pip-version-check --quiet install -e '.[test]' \
 			$(addprefix -e ,$(dir $(wildcard plugins/*/setup.cfg))) || exit 1; \
-		$(VENV)-$$version/bin/python -m pytest -q -m "not long" || exit 1; \
+		$(VENV)-$$version/bin/python -m pytest -q -m "not long" $(SIDE_BY_SIDE) || exit 1; \
 	done
 
 lint: $(VENV)/dev ## Style and formatting; changes nothing
@@ -48,7 +50,7 @@ types: $(VENV)/dev ## mypy --strict
 	$(BIN)/mypy
 
 verify: lint types ## lint, types and every test but the long ones; changes nothing
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long" $(SIDE_BY_SIDE)
 
 fix: $(VENV)/dev ## Rewrite the sources: what ruff can repair, and formatting
 	$(BIN)/ruff check --fix .
