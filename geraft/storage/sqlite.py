@@ -637,7 +637,7 @@ class SqliteStorage(RaftStorage):
     def _errors(self, doing: str) -> Any:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last: SQLite's sentence quotes damaged text
             raise self._storage_error(doing, error) from error
 
     def _storage_error(self, doing: str, error: BaseException) -> StorageError:

@@ -176,17 +176,22 @@ class Story:
         """Carry out the commands of one block; what they print, "ok" if nothing."""
         self.lines = []
         for line in commands:
-            words = shlex.split(line)
-            quietly = words[0] == "quietly"
+            try:
+                words = shlex.split(line)
+            except ValueError as error:
+                raise ScenarioError(f"{line!r}: {error}") from error
+            quietly = words[:1] == ["quietly"]
             if quietly:
                 words.pop(0)
+            if not words:
+                raise ScenarioError(f"{line!r}: a command is missing")
             command: Callable[..., None] | None = getattr(self, f"do_{words[0]}", None)
             if command is None:
                 raise ScenarioError(f"no command is called {words[0]!r}")
             printed = len(self.lines)
             try:
                 command(*words[1:])
-            except (TypeError, KeyError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise ScenarioError(f"{line!r}: {error!r}") from error
             if quietly:
                 del self.lines[printed:]
@@ -197,6 +202,8 @@ class Story:
 
     def do_cluster(self, count: str, stores: str = "known") -> None:
         """cluster N [stores=unknown]: N servers with the same first entry, which names their stores, or not."""
+        if self.servers:
+            raise ScenarioError("a story is one of a single cluster")
         names = [str(number) for number in range(1, int(count) + 1)]
         known = {"known": True, "stores=unknown": False}[stores]
         batch = bootstrap_batch(configuration_of({id: f"store{id}" if known else "" for id in names}))
@@ -328,6 +335,8 @@ class Story:
 
     def do_server(self, id: str) -> None:
         """server ID: one more, with an empty store; nobody knows it yet."""
+        if id in self.servers:
+            raise ScenarioError(f"there is a server {id} already")
         self.servers[id] = VirtualServer(id, f"store{id}", [])
         self.servers[id].clock_seconds = max(server.clock_seconds for server in self.servers.values())
         self.chance[id] = FixedChance()
@@ -488,6 +497,8 @@ class Story:
                 self._step(id, event)
 
     def _start(self, id: str) -> None:
+        if self.servers[id].raft is not None:
+            raise ScenarioError(f"{id} runs already: crash it first")
         self.history.restarted(id, self.servers[id].ballot)
         self.servers[id].start(self.settings, self.chance[id])
 

@@ -74,6 +74,15 @@ def flipped(rng: random.Random, content: bytes) -> bytes:
     return bytes(byte ^ rng.randint(1, 255) for byte in content)
 
 
+def test_a_name_that_is_no_text_is_refused(closed_store: tuple[Path, Content], tmp_path: Path) -> None:
+    """SQLite quotes it in what it says, which Python then can't decode: found by tests/fuzz."""
+    directory, _ = closed_store
+    at = (directory / "n1.db").read_bytes().index(b"tablesnapshots") + len("table")
+    damaged_copy(directory, tmp_path, "n1.db", at, b"\xce")
+    with pytest.raises(StorageCorrupt, match="is damaged"):
+        content_of(tmp_path)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_flipped_bytes_are_refused_or_without_effect(
     closed_store: tuple[Path, Content], tmp_path: Path, seed: int
