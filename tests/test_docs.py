@@ -54,6 +54,14 @@ def test_every_signal_is_documented() -> None:
     assert sent == names_in_tables("signals.md").keys()
 
 
+def test_every_test_that_the_table_of_the_original_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (DOCS / "parity.md").read_text())
+    assert len(named) > 30
+    for path, name in named:
+        assert (ROOT / path).is_file(), path
+        assert not name or f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
 def every_verb() -> list[tuple[str, ...]]:
     def below(command: click.Command, path: tuple[str, ...]) -> list[tuple[str, ...]]:
         if not isinstance(command, click.Group):
