@@ -76,6 +76,8 @@ def test_why_there_is_no_leader_and_who_waits_for_one(three: Servers) -> None:
     said = wait_until(
         lambda: "1 caller for a leader" in (text := survivor.status().explanation) and "1 of 3" in text and text, 20
     )
-    assert re.search(r"no leader: 1 of 3 voters answers \(n2 at [\d.:]+: no answer for \d+ s; n3", said), said
+    silent = r"at [\d.:]+: no answer(?: for \d+ s)?"  # two followers may never have heard each other
+    assert re.search(rf"no leader: 1 of 3 voters answers \(n2 {silent}; n3 {silent}\)", said), said
+    assert "no answer for" in said, "one of them led"
     assert survivor.status().calls_parked == 1
     waiting.join(20)
