@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ CHANGE_SECONDS = 30.0
 """What a change of the membership may take if nobody says otherwise."""
 
 
-class MembershipCalls:
+class MembershipCalls(ABC):
     """The part of Client that changes the cluster. Any server is asked; it passes the wish on to the leader, once.
 
     A wish whose answer was lost is repeated: what is done already is answered as done.
@@ -131,8 +132,9 @@ class MembershipCalls:
             return False
         return all(member.id != wish.change.id for member in self.cluster_info().members)
 
+    @abstractmethod
     def cluster_info(self, timeout_seconds: float | None = None) -> ClusterInfo:
-        raise NotImplementedError
+        """Who leads and who is a member, as far as the server knows that answers first."""
 
 
 def _members(given: Mapping[str, str] | Iterable[str]) -> tuple[Member, ...]:
