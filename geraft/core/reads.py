@@ -85,9 +85,10 @@ def holds_lease(raft: Raft) -> bool:
     """Whether no other leader can exist yet: a quorum has promised to help nobody else at this time.
 
     It holds if clocks differ by no more than clock_drift_max in speed. An election that we asked for ourselves ends
-    every lease of our term.
+    every lease of our term. A leader that was removed has none: the last voter that is left needs nobody's vote, and
+    does not wait out a silence when it restarts.
     """
-    if raft.lease_broken:
+    if raft.lease_broken or raft.id not in raft.configuration.voter_ids:
         return False
     return raft.now < agreed_value(lambda id: _silent_until(raft, id), raft.configuration.quorum_groups)
 

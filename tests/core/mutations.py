@@ -523,6 +523,13 @@ MUTATIONS = (
         ("test_rule_09_appends_heartbeats_and_votes_given_put_a_campaign_off",),
     ),
     Mutation(
+        "a removed leader reads under a lease",
+        "reads.py",
+        "    if raft.lease_broken or raft.id not in raft.configuration.voter_ids:",
+        "    if raft.lease_broken:",
+        ("test_rule_06_a_removed_leader_has_no_lease",),
+    ),
+    Mutation(
         "appends and heartbeats do not put our campaign off",
         "replication.py",
         "    raft.detector.heard(raft.now)\n",

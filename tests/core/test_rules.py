@@ -489,6 +489,19 @@ def test_rule_06_a_transfer_ends_the_lease() -> None:
     assert only(tell(raft, ReadRequested(token=2, lease=True)), ReadConfirmed) == []
 
 
+def test_rule_06_a_removed_leader_has_no_lease() -> None:
+    """The last voter that is left elects itself, and does not wait out a silence when it restarts."""
+    raft = make_leader()
+    change(raft, RemoveServer(id="1"))
+    pass_time(raft, 0.15)
+    for peer in "23":
+        tell(raft, from_peer(HeartbeatReply, peer, term=3, round=raft.round, silent_seconds=1.0))
+    assert only(tell(raft, ReadRequested(token=1, lease=True)), ReadConfirmed) == []
+    for peer in "23":  # a round confirms it as ever
+        effects = tell(raft, from_peer(HeartbeatReply, peer, term=3, round=raft.round, silent_seconds=1.0))
+    assert only(effects, ReadConfirmed) == [ReadConfirmed(tokens=(1,), read_index=raft.commit_index)]
+
+
 def test_rule_06_step_down_refuses_reads_that_wait() -> None:
     raft = make_leader()
     tell(raft, ReadRequested(token=1))

@@ -21,7 +21,8 @@ with NamespacedCluster(pathlib.Path(sys.argv[1])) as cluster, cluster.client() a
     one, another = [node for node in cluster.members if node != leader]
     with cluster.links.cut([(leader, one), (leader, another)]):  # it hears them, and they don't hear it
         assert cluster.leader(other_than=leader) in (one, another)
-        client.apply(put("key", b"after"), timeout_seconds=30)
+        # The old one may still take a write, lose its leadership, and say that the write is unknown.
+        wait_until("a write is acknowledged", lambda: client.apply(put("key", b"after"), 10) is not None)
         wait_until("it stepped down", lambda: cluster.status(leader).role != "leader")
         print("gave way")
     with cluster.links.cut([(OUTSIDE, another), (another, OUTSIDE)]):
