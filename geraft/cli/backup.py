@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from geraft.pb import geraft_pb2 as pb
 MAGIC = b"geraft backup 1\n"
 HEAD = struct.Struct("<II")  # length of the head, and its CRC-32
 CHUNK_BYTES = 1024 * 1024
+LEADER_SECONDS = 10.0
+"""For which a backup waits for a leader at most."""
 
 
 @click.command()
@@ -77,12 +80,16 @@ def backup(file: Path, seeds: tuple[str, ...], address: str | None, timeout_seco
 
 
 def _leader(seeds: tuple[str, ...], timeout_seconds: float) -> str:
+    """The leader's address, as soon as a server knows it: an election that is under way is waited for."""
     from geraft.client import Client
 
-    with Client(seeds, min(timeout_seconds, 10.0)) as client:
-        leader = client.cluster_info().leader_address
-    if not leader:
-        raise Failed("no leader is known: wait for one, or name a node with --node HOST:PORT")
+    patience_seconds = min(timeout_seconds, LEADER_SECONDS)
+    deadline = time.monotonic() + patience_seconds
+    with Client(seeds, patience_seconds) as client:
+        while not (leader := client.cluster_info().leader_address):
+            if time.monotonic() > deadline:
+                raise Failed("no leader is known: wait for one, or name a node with --node HOST:PORT")
+            time.sleep(0.1)
     return leader
 
 
