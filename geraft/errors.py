@@ -74,6 +74,10 @@ class Unreachable(NothingHappened):
     """No server answered under the addresses given."""
 
 
+class UnknownGroup(NothingHappened):
+    """The server asked has no node of the group that was named; the message says which it has."""
+
+
 class Rejected(GeraftError):
     """The request is wrong as it stands; the message says what to change."""
 

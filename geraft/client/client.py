@@ -23,12 +23,14 @@ from geraft.errors import (
     OutcomeUnknown,
     ReadTimeout,
     SessionExpired,
+    UnknownGroup,
     Unreachable,
 )
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, CallKind, Consistency, SessionWrite, monotonic
 from geraft.runtime.status import ClusterInfo, NodeStatus, PeerStatus
 from geraft.transport import addresses
+from geraft.transport.groups import check_group
 
 _CONSISTENCIES = {level.name.lower(): level for level in Consistency}
 
@@ -49,6 +51,9 @@ class Client(MembershipCalls):
     in the replicated state at its first write and numbers its writes (Raft dissertation 6.3). Off by default, as a
     session is a place in a bounded table, and many writes may as well be applied twice: see docs/client.md.
 
+    group: which of the servers' groups is meant, where their processes hold several. A server that does not have it
+    is passed over; if none of them has it, calls raise UnknownGroup when their time is up.
+
     read_from: whom reads ask, "leader" or "any", which takes the members in turn. A stale read is answered by whoever
     is asked; others are passed on to the leader by one that is not.
     """
@@ -59,20 +64,24 @@ class Client(MembershipCalls):
         timeout_seconds: float = 5.0,
         *,
         exactly_once: bool = False,
+        group: str = "",
         read_from: str = "leader",
         message_bytes_max: int = 256 * MIB,
     ) -> None:
         _check_read_from(read_from)
+        check_group(group)
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be above 0, not {timeout_seconds!r}")
         self._seeds = parse_seeds(seeds)
         self._timeout_seconds = timeout_seconds
         self._read_from = read_from
-        self._gateway = Gateway(self._seeds, message_bytes_max)
+        self._group = group
+        self._gateway = Gateway(self._seeds, message_bytes_max, group)
         self._session = WriteSession(self._send_of_session, self._may_retry) if exactly_once else None
 
     def __repr__(self) -> str:
-        return f"<Client of {', '.join(self._seeds)}>"
+        group = f"group {self._group} at " if self._group else ""
+        return f"<Client of {group}{', '.join(self._seeds)}>"
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +211,7 @@ class Client(MembershipCalls):
         except (NoLeader, NodeStopped, OutcomeUnknown, ReadTimeout):
             gateway.not_leader(asked, "")  # the next call asks around first
             raise
-        except Unreachable:
+        except (Unreachable, UnknownGroup):
             gateway.unreachable(asked)
             gateway.check()  # a client that was closed meanwhile says so
             raise
@@ -224,7 +233,7 @@ class Client(MembershipCalls):
             address = self._gateway.anyone(deadline).address
         try:
             record = self._gateway.ask(address, "Status", pb.StatusReq(), pb.StatusRep, deadline)
-        except Unreachable:
+        except (Unreachable, UnknownGroup):
             self._gateway.unreachable(address)
             raise
         return _node_status(record)
@@ -255,7 +264,7 @@ class Client(MembershipCalls):
         probe = self._gateway.probe(deadline)
         answers = sorted(probe.answers.values(), key=lambda answer: (answer.term, bool(answer.leader_id)))
         if not answers:
-            raise Unreachable(f"no server answers: {probe.sentence()}")
+            raise probe.nobody()
         return _cluster_info(answers[-1])
 
     def get_config(self, address: str, timeout_seconds: float | None = None) -> tuple[Setting, ...]:

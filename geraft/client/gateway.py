@@ -17,7 +17,17 @@ import grpc
 from gevent import monkey
 from google.protobuf.message import DecodeError
 
-from geraft.errors import ConfigError, GeraftError, NodeForked, NodeStopped, NoLeader, OutcomeUnknown, Unreachable
+from geraft.errors import (
+    ConfigError,
+    GeraftError,
+    NodeForked,
+    NodeStopped,
+    NoLeader,
+    NothingHappened,
+    OutcomeUnknown,
+    UnknownGroup,
+    Unreachable,
+)
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import (
     Call,
@@ -33,6 +43,7 @@ from geraft.runtime.hub import (
 )
 from geraft.transport import addresses, failures
 from geraft.transport.calls import CallStream
+from geraft.transport.groups import metadata_of
 from geraft.transport.grpc_mode import GeventMode, GrpcMode, LazyChannel, NativeMode, sleep
 from geraft.transport.peer import channel_options
 
@@ -68,10 +79,14 @@ def parse_seeds(seeds: str | Iterable[str]) -> tuple[str, ...]:
 
 
 class Connection:
-    """A channel to one server, with a stream for calls that it must answer itself and one for calls it may pass on."""
+    """A channel to one server, with a stream for calls that it must answer itself and one for calls it may pass on.
 
-    def __init__(self, mode: GrpcMode, address: str, options: Sequence[tuple[str, int]]) -> None:
+    group: which of the server's groups all calls are meant for.
+    """
+
+    def __init__(self, mode: GrpcMode, address: str, options: Sequence[tuple[str, int]], group: str) -> None:
         self.address = address
+        self._group = group
         self.channel = LazyChannel(address, options)
         self._mode = mode
         self._lock = native_lock()
@@ -91,6 +106,7 @@ class Connection:
                     self.address,
                     forwarded=forwarded,
                     timeout_margin_seconds=TIMEOUT_MARGIN_SECONDS,
+                    group=self._group,
                 )
         stream.submit([call])
 
@@ -112,7 +128,7 @@ class Probe:
         self.asked = asked
         self._awaited = (set(asked) - set(silent)) or set(asked)
         self.answers: dict[str, pb.ClusterInfoRep] = {}
-        self.errors: dict[str, str] = {}
+        self.errors: dict[str, GeraftError] = {}
         self.waiters: list[Waiter] | None = []
 
     @property
@@ -124,15 +140,26 @@ class Probe:
         count = len(self.answers)
         answering = f"{count} of {len(self.asked)} servers {'answers' if count == 1 else 'answer'}"
         silent = [address for address in self.asked if address not in self.answers]
-        reasons = "; ".join(self.errors.get(address, f"{address}: no answer yet") for address in silent[:3])
+        reasons = "; ".join(str(self.errors.get(address, f"{address}: no answer yet")) for address in silent[:3])
         return f"{answering} ({reasons})" if reasons else answering
+
+    def nobody(self) -> NothingHappened:
+        """The error if there is no answer: UnknownGroup if each server has other groups only, else Unreachable."""
+        if all(isinstance(self.errors.get(address), UnknownGroup) for address in self.asked):
+            return UnknownGroup("; ".join(str(error) for error in list(self.errors.values())[:3]))
+        return Unreachable(f"no server answers: {self.sentence()}")
 
 
 class Gateway:
-    """Finds the leader and keeps the connections. For any thread and any greenlet."""
+    """Finds the leader and keeps the connections. For any thread and any greenlet.
 
-    def __init__(self, seeds: tuple[str, ...], message_bytes_max: int) -> None:
+    group: which of the servers' groups is meant. A server that does not have it counts as one that can't be reached.
+    """
+
+    def __init__(self, seeds: tuple[str, ...], message_bytes_max: int, group: str = "") -> None:
         self._seeds = seeds
+        self._group = group
+        self._metadata = metadata_of(group)
         self._options = channel_options(message_bytes_max, keepalive_ms=1000)
         self._generation = fork_generation()
         self._hub: HubThread | None = None
@@ -175,7 +202,9 @@ class Gateway:
             with self._lock:
                 connection = self._connections.get(address)
                 if connection is None:
-                    connection = self._connections[address] = Connection(self._mode, address, self._options)
+                    connection = self._connections[address] = Connection(
+                        self._mode, address, self._options, self._group
+                    )
         return connection
 
     @property
@@ -240,7 +269,7 @@ class Gateway:
         """Where a call goes, and whether that is the leader itself (else a member that passes it on).
 
         Asks around if nobody is known to lead; blocks for that, at most until the deadline. Raises NoLeader, or
-        Unreachable if nobody answers.
+        what Probe.nobody says.
         """
         leader = self._leader
         if leader:
@@ -255,7 +284,7 @@ class Gateway:
             if since is not None and now - since > DETOUR_SECONDS and address != answer.leader_address:
                 return self.connection(address), False
         if not probe.answers:
-            raise Unreachable(f"no server answers: {probe.sentence()}")
+            raise probe.nobody()
         raise NoLeader(f"no leader: {probe.sentence()}")
 
     def anyone(self, deadline: float) -> Connection:
@@ -265,14 +294,14 @@ class Gateway:
         probe = self.probe(deadline)
         for address in probe.answers:
             return self.connection(self._leader or address)
-        raise Unreachable(f"no server answers: {probe.sentence()}")
+        raise probe.nobody()
 
     def spread(self, deadline: float) -> Connection:
-        """The members in turn, without those that could not be reached lately. Raises Unreachable if nobody answers."""
+        """The members in turn, without those that could not be reached lately. Raises as Probe.nobody."""
         if not self._members:
             probe = self.probe(deadline)
             if not probe.answers:
-                raise Unreachable(f"no server answers: {probe.sentence()}")
+                raise probe.nobody()
         members = self._members or self.servers
         sound = [address for address in members if address not in self._unreachable_since] or members
         return self.connection(sound[next(self._turn) % len(sound)])
@@ -322,7 +351,7 @@ class Gateway:
                     probe.answers[address] = answer
                     self._learn(address, answer)
                 else:
-                    probe.errors[address] = str(error)
+                    probe.errors[address] = error
                     self._unreachable_since.setdefault(address, monotonic())
                 ended = (error is None and bool(self._leader)) or probe.complete
                 waiters = probe.waiters if ended else None
@@ -420,7 +449,7 @@ class Gateway:
 
         try:
             rpc: Any = self.connection(address).channel.get().unary_unary(_SERVICE + method)
-            future = rpc.future(request.SerializeToString(), timeout=timeout_seconds)
+            future = rpc.future(request.SerializeToString(), timeout=timeout_seconds, metadata=self._metadata)
         except Exception as error:  # a channel that was closed meanwhile
             answered(None, Unreachable(f"{address}: {error}"))
             return

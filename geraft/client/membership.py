@@ -22,6 +22,7 @@ from geraft.errors import (
     NoLeader,
     NotLeader,
     OutcomeUnknown,
+    UnknownGroup,
     Unreachable,
 )
 from geraft.pb import geraft_pb2 as pb
@@ -100,8 +101,8 @@ class MembershipCalls(ABC):
             kind = pb.TransferLeadershipRep if isinstance(wish, Transfer) else pb.MembershipRep
             try:
                 gateway.ask(address, method, record, kind, wish.deadline + RETRY_SECONDS)
-            except (NotLeader, NoLeader, NodeStopped, Unreachable, OutcomeUnknown) as error:
-                if isinstance(error, Unreachable):
+            except (NotLeader, NoLeader, NodeStopped, Unreachable, UnknownGroup, OutcomeUnknown) as error:
+                if isinstance(error, Unreachable | UnknownGroup):
                     gateway.unreachable(address)
                 gateway.not_leader(address, "")
                 gateway.check()  # a client that was closed meanwhile says so
@@ -124,7 +125,7 @@ class MembershipCalls(ABC):
         probe = gateway.probe(deadline)
         answering = list(probe.answers)
         if not answering:
-            raise Unreachable(f"no server answers: {probe.sentence()}")
+            raise probe.nobody()
         return gateway.leader or answering[attempt % len(answering)]
 
     def _is_out(self, wish: Wish) -> bool:

@@ -4,6 +4,9 @@ isort:skip_file
 The contract on the wire, and the format of what stores keep. No number is ever reused.
 
 RPC names are those of the original library. Terms and indexes are at most 2^63 - 1; anything above is refused.
+
+Where a process holds several groups, an RPC names the one that it is meant for in the metadata geraft-group; the
+status is NOT_FOUND, with the failure UnknownGroup, if the receiver has no such group.
 """
 
 from collections import abc as _abc
@@ -1080,6 +1083,7 @@ class CallItem(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     WRITE_NUMBER_FIELD_NUMBER: _builtins.int
     ANSWERED_BELOW_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Chosen by the caller, unique on the stream."""
     kind: Global___CallKind.ValueType
@@ -1091,6 +1095,8 @@ class CallItem(_message.Message):
     """As in ApplyReq; session also names the one to close."""
     write_number: _builtins.int
     answered_below: _builtins.int
+    group: _builtins.str
+    """Which of the receiver's groups is meant; empty: the one that the stream's metadata names."""
     def __init__(
         self,
         *,
@@ -1103,10 +1109,11 @@ class CallItem(_message.Message):
         session: _builtins.int = ...,
         write_number: _builtins.int = ...,
         answered_below: _builtins.int = ...,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_below", b"answered_below", "consistency", b"consistency", "kind", b"kind", "message", b"message", "number", b"number", "session", b"session", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader", "write_number", b"write_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_below", b"answered_below", "consistency", b"consistency", "group", b"group", "kind", b"kind", "message", b"message", "number", b"number", "session", b"session", "timeout_ms", b"timeout_ms", "wait_for_leader", b"wait_for_leader", "write_number", b"write_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,9 @@ isort:skip_file
 The contract on the wire, and the format of what stores keep. No number is ever reused.
 
 RPC names are those of the original library. Terms and indexes are at most 2^63 - 1; anything above is refused.
+
+Where a process holds several groups, an RPC names the one that it is meant for in the metadata geraft-group; the
+status is NOT_FOUND, with the failure UnknownGroup, if the receiver has no such group.
 """
 
 from collections import abc as _abc

@@ -5,6 +5,7 @@ server      RaftHandlers: the RPCs; RaftServer: the listening gRPC server
 peer        PeerLink: one channel and two streams to one peer
 calls       callers' writes and reads: CallStream (the asking end), CallSession (the answering end)
 codec       core messages <-> protobuf; nothing undecodable passes
+groups      which of several groups behind one address a call is meant for
 failures    geraft's errors <-> pb.Failure and gRPC status
 grpc_mode   native threads or greenlets: the two ways in which gRPC runs
 """

@@ -19,6 +19,7 @@ from geraft.errors import (
     OutcomeUnknown,
     ProposalDropped,
     Rejected,
+    UnknownGroup,
     Unreachable,
 )
 from geraft.pb import geraft_pb2 as pb
@@ -35,6 +36,7 @@ from geraft.runtime.hub import (
 )
 from geraft.transport import codec, failures
 from geraft.transport.codec import BadMessage
+from geraft.transport.groups import metadata_of
 from geraft.transport.grpc_mode import GrpcMode, LazyChannel, Outbox
 from geraft.transport.services import Services
 
@@ -95,10 +97,14 @@ class CallSession:
     """The answering end of one Call stream.
 
     One thread or greenlet runs `read`, another sends what `answers` gives; calls are answered in any order.
+    services_of: the node of a group, or with "" the one that the stream was opened for; raises UnknownGroup. In the
+    thread of `read`; must not block.
     """
 
-    def __init__(self, services: Services, outbox: Outbox, message_bytes_max: int) -> None:
-        self._services = services
+    def __init__(self, services_of: Callable[[str], Services], outbox: Outbox, message_bytes_max: int) -> None:
+        self._services_of = services_of
+        self._services: Services | None = None
+        """Of the calls that name no group; known from the first of them on."""
         self._outbox = outbox
         self._message_bytes_max = message_bytes_max
         self._received = 0  # counted by the reader
@@ -160,8 +166,14 @@ class CallSession:
             sentence = "too many calls of this stream wait, or too many bytes of answers: take some answers first"
             self._outbox.put([_failed(number, ProposalDropped(sentence))])
             return
+        group = item.group
         try:
-            self._services.submit(call)
+            services = self._services
+            if group or services is None:
+                services = self._services_of(group)  # each time: groups come and go while the stream lives
+                if not group:
+                    self._services = services
+            services.submit(call)
         except GeraftError as error:
             self._outbox.put([_failed(number, error)])
 
@@ -224,7 +236,7 @@ class CallStream:
     the other end does not lead); by default they are answered with the error. A write that was sent when the stream
     broke is answered OutcomeUnknown.
     timeout_margin_seconds: how much sooner than our caller the other end shall give up, so that its reason gets here.
-    peer: how the other end is named in errors.
+    peer: how the other end is named in errors. group: which of its groups is meant by calls that name none.
     """
 
     def __init__(
@@ -236,6 +248,7 @@ class CallStream:
         forwarded: bool = False,
         timeout_margin_seconds: float = 0.0,
         returned: Returned | None = None,
+        group: str = "",
     ) -> None:
         self._channel = channel
         self._mode = mode
@@ -243,6 +256,9 @@ class CallStream:
         self._forwarded = forwarded
         self._timeout_margin_seconds = timeout_margin_seconds
         self._returned: Returned = returned or fail
+        self._metadata = metadata_of(group)
+        self._notes: dict[Call, tuple[str, Returned]] = {}
+        """Of calls that name a group, or whom to give them back to: as long as they are unanswered."""
         self._outbox = mode.outbox()
         self._up = mode.outbox()
         """Told once when the stream is up: nothing is taken for sent before."""
@@ -264,16 +280,22 @@ class CallStream:
         """Calls that were sent, or are about to be, and have no answer yet."""
         return len(self._sent) + self._outbox.waiting_count
 
-    def submit(self, calls: Iterable[Call]) -> None:
-        """Send the calls; each is answered once, or given back. Any thread; never blocks."""
+    def submit(self, calls: Iterable[Call], group: str = "", returned: Returned | None = None) -> None:
+        """Send the calls; each is answered once, or given back. Any thread; never blocks.
+
+        group: which of the other end's groups is meant, by default that of the stream. returned: who gets these calls
+        back, by default whom the stream has for it.
+        """
         calls = list(calls)
         with self._lock:
             error = self._error
             if error is None:
+                if group or returned is not None:
+                    self._notes.update(dict.fromkeys(calls, (group, returned or self._returned)))
                 for call in calls:
                     self._outbox.put(call, len(call.message))
         if error is not None:
-            self._returned(calls, error)
+            (returned or self._returned)(calls, error)
         elif monotonic() > self._sweep_at:
             self._sweep()
 
@@ -289,7 +311,7 @@ class CallStream:
         error: GeraftError = Unreachable(f"{self._peer} closed the connection")
         try:
             open_call: Any = self._channel.get().stream_stream(_CALL)
-            rpc = self._rpc = open_call(self._requests())
+            rpc = self._rpc = open_call(self._requests(), metadata=self._metadata)
             if self._error is not None:  # closed meanwhile
                 rpc.cancel()
             if wait_until_up(rpc):
@@ -321,14 +343,34 @@ class CallStream:
         unknown = [call for call in sent if call.kind is not CallKind.READ]
         unsent += [call for call in sent if call.kind is CallKind.READ]
         if unknown:
+            self._forget(unknown)
             sentence = f"the connection broke before the answer came ({error}): the write may have happened"
             fail(unknown, OutcomeUnknown(sentence))
         if unsent:
-            self._returned(unsent, error if isinstance(error, Unreachable) else Unreachable(str(error)))
+            kept = isinstance(error, Unreachable | UnknownGroup)
+            self._give_back(unsent, error if kept else Unreachable(str(error)))
+
+    def _give_back(self, calls: list[Call], error: GeraftError) -> None:
+        """To each who wanted some of them back, all of those at once."""
+        if not self._notes:
+            self._returned(calls, error)
+            return
+        theirs: dict[Returned, list[Call]] = {}
+        for call in calls:
+            _, returned = self._notes.pop(call, ("", self._returned))
+            theirs.setdefault(returned, []).append(call)
+        for returned, some in theirs.items():
+            returned(some, error)
+
+    def _forget(self, calls: Iterable[Call]) -> None:
+        """They are answered."""
+        if self._notes:
+            for call in calls:
+                self._notes.pop(call, None)
 
     def _requests(self) -> Iterator[bytes]:
         """What the calls that wait are packed into; runs where gRPC consumes it."""
-        outbox = self._outbox
+        outbox, notes = self._outbox, self._notes
         if not next(self._up, False):
             return
         for call in outbox:
@@ -355,6 +397,8 @@ class CallStream:
                 )
                 if call.session is not None:
                     item.session, item.write_number, item.answered_below = call.session
+                if notes and (note := notes.get(call)) is not None:
+                    item.group = note[0]
                 size += len(call.message)
                 count += 1
                 if size >= PACK_BYTES or count >= PACK_COUNT:
@@ -364,7 +408,7 @@ class CallStream:
                     break
                 call = more
             if lost is not None:
-                self._returned([call], lost)
+                self._give_back([call], lost)
                 return
             yield record.SerializeToString()
 
@@ -386,11 +430,13 @@ class CallStream:
                     done.append(call)
                     values.append(answer.index if call.kind in INDEX_KINDS else answer.message)
         if done:
+            self._forget(done)
             finish(done, values)
         for error, calls in failed.values():
-            if isinstance(error, NotLeader | NoLeader | NodeStopped):
-                self._returned(calls, error)
+            if isinstance(error, NotLeader | NoLeader | NodeStopped | UnknownGroup):
+                self._give_back(calls, error)
             else:
+                self._forget(calls)
                 fail(calls, error)
 
     def _sweep(self) -> None:
@@ -403,4 +449,5 @@ class CallStream:
                 if now > call.deadline + SWEEP_GRACE_SECONDS:
                     late.append(self._sent.pop(number))
         if late:
+            self._forget(late)
             fail(late, OutcomeUnknown(f"{self._peer} did not answer in time"))

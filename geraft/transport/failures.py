@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from geraft import errors
-from geraft.errors import GeraftError, NotLeader, OutcomeUnknown, Unreachable
+from geraft.errors import GeraftError, NotLeader, OutcomeUnknown, UnknownGroup, Unreachable
 from geraft.pb import geraft_pb2 as pb
 
 FAILURE_KEY = "geraft-failure-bin"
@@ -51,6 +51,8 @@ def status_from_error(error: BaseException) -> grpc.StatusCode:
     """The status a unary call ends with, so that a caller without geraft can tell the families apart."""
     if isinstance(error, NotLeader | errors.SessionExpired):
         return grpc.StatusCode.FAILED_PRECONDITION
+    if isinstance(error, UnknownGroup):
+        return grpc.StatusCode.NOT_FOUND
     if isinstance(error, errors.ProposalDropped):
         return grpc.StatusCode.RESOURCE_EXHAUSTED
     if isinstance(error, errors.ReadTimeout | OutcomeUnknown):
@@ -82,9 +84,12 @@ def error_from_rpc(error: Any, address: str, *, sent: bool = False) -> GeraftErr
     for key, value in error.trailing_metadata() or ():
         if key == FAILURE_KEY:
             try:
-                return error_from_failure(pb.Failure.FromString(value))
+                told = error_from_failure(pb.Failure.FromString(value))
             except DecodeError:
                 break
+            if isinstance(told, UnknownGroup) and address not in str(told):
+                return UnknownGroup(f"{address}: {told}")  # it matters who said so: another server may have the group
+            return told
     sentence = f"{address}: {reason_of(error)}"
     return OutcomeUnknown(sentence) if sent else Unreachable(sentence)
 

@@ -14,6 +14,7 @@ from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import HubThread, Waiter, fail, finish
 from geraft.runtime.wishes import Wish
 from geraft.transport import failures
+from geraft.transport.groups import metadata_of
 from geraft.transport.grpc_mode import LazyChannel, mode_for
 from geraft.transport.peer import channel_options
 from geraft.transport.wishes import encode_wish
@@ -26,10 +27,14 @@ GRACE_SECONDS = 0.3
 
 
 class Seeds:
-    """Asks one server after another over channels of its own. Blocks; for any thread, and any greenlet."""
+    """Asks one server after another over channels of its own. Blocks; for any thread, and any greenlet.
 
-    def __init__(self, hub: HubThread, config: Config, dial: Mapping[str, str]) -> None:
+    group: which of the servers' groups is meant.
+    """
+
+    def __init__(self, hub: HubThread, config: Config, dial: Mapping[str, str], group: str = "") -> None:
         self._dial = dial
+        self._metadata = metadata_of(group)
         self._mode = mode_for(hub)
         self._options = channel_options(int(config.message_bytes_max))
 
@@ -85,5 +90,7 @@ class Seeds:
                 self._mode.spawn(channel.close, name="geraft seed close")
 
         rpc: Any = channel.get().unary_unary(f"/geraft.Raft/{method}")
-        future = rpc.future(record.SerializeToString(), timeout=timeout_seconds + GRACE_SECONDS)
+        future = rpc.future(
+            record.SerializeToString(), timeout=timeout_seconds + GRACE_SECONDS, metadata=self._metadata
+        )
         future.add_done_callback(done)

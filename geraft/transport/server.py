@@ -30,6 +30,7 @@ from geraft.errors import (
     Rejected,
     SnapshotFailed,
     TransferFailed,
+    UnknownGroup,
 )
 from geraft.pb import geraft_pb2 as pb
 from geraft.records import encode_configuration, encode_snapshot
@@ -45,6 +46,7 @@ from geraft.transport.calls import (
     well_formed,
 )
 from geraft.transport.codec import BadMessage
+from geraft.transport.groups import group_of, unknown_group
 from geraft.transport.grpc_mode import GrpcMode, Outbox, sleep
 from geraft.transport.health import HEALTH_SERVICE, Health, Reflection
 from geraft.transport.services import Services
@@ -124,11 +126,47 @@ def _not_heard(sentence: str) -> _Refused:
     return _Refused(grpc.StatusCode.FAILED_PRECONDITION, Rejected(sentence))
 
 
-class RaftHandlers:
-    """The service geraft.Raft over one node. Bytes from the wire are checked here; the node sees no wrong one."""
+class _Guarded(grpc.GenericRpcHandler):
+    """What is inside, for calls of one group; those that name another would be answered from the wrong state."""
 
-    def __init__(self, services: Services, mode: GrpcMode, config: Config) -> None:
+    def __init__(self, inner: grpc.GenericRpcHandler, group: str, refusal: Callable[[str], UnknownGroup]) -> None:
+        self._inner = inner
+        self._group = group
+        self._refusal = refusal
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        found = self._inner.service(handler_call_details)
+        if found is None:
+            return None
+        named = group_of(handler_call_details.invocation_metadata)
+        if not named or named == self._group:
+            return found
+
+        def refuse(requests: Any, context: grpc.ServicerContext) -> Any:
+            failures.abort(context, self._refusal(named))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)  # which serves every shape, as no message is read
+
+
+class RaftHandlers:
+    """The service geraft.Raft over one node. Bytes from the wire are checked here; the node sees no wrong one.
+
+    group: whose node it is, where groups have names; calls that name another are refused. services_of: the node of each
+    group of the process, or UnknownGroup; for calls that name their group inside a Call stream. By default this node
+    is alone.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        mode: GrpcMode,
+        config: Config,
+        group: str = "",
+        services_of: Callable[[str], Services] | None = None,
+    ) -> None:
         self._services = services
+        self._group = group
+        self._services_of_others = services_of
         self._mode = mode
         self.config = config
         self._lock = native_lock()
@@ -143,7 +181,20 @@ class RaftHandlers:
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
         """What a gRPC server is given to serve us. Messages pass as bytes: the handlers decode them, and say what is
-        wrong with those that are no messages."""
+        wrong with those that are no messages. All calls that name another group than ours are refused here."""
+        return _Guarded(self._every_method(), self._group, self._no_such_group)
+
+    def _no_such_group(self, group: str) -> UnknownGroup:
+        return unknown_group(group, f"node {self._services.node_id}", (self._group,) if self._group else ())
+
+    def _services_of(self, group: str) -> Services:
+        if group in ("", self._group):
+            return self._services
+        if self._services_of_others is None:
+            raise self._no_such_group(group)
+        return self._services_of_others(group)
+
+    def _every_method(self) -> grpc.GenericRpcHandler:
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -519,7 +570,7 @@ class RaftHandlers:
             outbox = self._open_outbox(context)
             try:
                 self._say_up(context)
-                session = CallSession(self._services, outbox, self.config.message_bytes_max)
+                session = CallSession(self._services_of, outbox, self.config.message_bytes_max)
                 self._mode.spawn(session.read, requests, name="geraft caller reader")
                 yield from session.answers()
             finally:
