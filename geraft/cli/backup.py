@@ -18,7 +18,7 @@ from zlib import crc32
 
 import click
 
-from geraft.cli.command import Address, AppFactory, Failed, Members, one_line, seeds_option
+from geraft.cli.command import Address, AppFactory, Failed, Members, cluster_options, one_line
 from geraft.cli.serve import STORAGES, make_app_and_storage
 from geraft.pb import geraft_pb2 as pb
 
@@ -31,7 +31,7 @@ LEADER_SECONDS = 10.0
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@seeds_option
+@cluster_options
 @click.option("--node", "address", type=Address(), default=None, help="Back this node up.  [default: the leader]")
 @click.option(
     "--timeout",
@@ -42,7 +42,7 @@ LEADER_SECONDS = 10.0
     metavar="SECONDS",
     help="What all of it may take.",
 )
-def backup(file: Path, seeds: tuple[str, ...], address: str | None, timeout_seconds: float) -> None:
+def backup(file: Path, seeds: tuple[str, ...], group: str, address: str | None, timeout_seconds: float) -> None:
     """Write the state of a running cluster to FILE.
 
     The leader makes a snapshot beside its normal work and sends it: every write that was answered before is in it. FILE
@@ -52,8 +52,8 @@ def backup(file: Path, seeds: tuple[str, ...], address: str | None, timeout_seco
     Example
       geraft backup monday.geraft --seeds 127.0.0.1:7001,127.0.0.1:7002
     """
-    address = address or _leader(seeds, timeout_seconds)
-    head, stream = _asked_for(address, timeout_seconds)
+    address = address or _leader(seeds, group, timeout_seconds)
+    head, stream = _asked_for(address, group, timeout_seconds)
     snapshot = head.snapshot
     temporary = file.with_name(file.name + ".temporary")
     try:
@@ -79,13 +79,13 @@ def backup(file: Path, seeds: tuple[str, ...], address: str | None, timeout_seco
     )
 
 
-def _leader(seeds: tuple[str, ...], timeout_seconds: float) -> str:
+def _leader(seeds: tuple[str, ...], group: str, timeout_seconds: float) -> str:
     """The leader's address, as soon as a server knows it: an election that is under way is waited for."""
     from geraft.client import Client
 
     patience_seconds = min(timeout_seconds, LEADER_SECONDS)
     deadline = time.monotonic() + patience_seconds
-    with Client(seeds, patience_seconds) as client:
+    with Client(seeds, patience_seconds, group=group) as client:
         while not (leader := client.cluster_info().leader_address):
             if time.monotonic() > deadline:
                 raise Failed("no leader is known: wait for one, or name a node with --node HOST:PORT")
@@ -93,18 +93,19 @@ def _leader(seeds: tuple[str, ...], timeout_seconds: float) -> str:
     return leader
 
 
-def _asked_for(address: str, timeout_seconds: float) -> tuple[pb.BackupHead, Iterator[bytes]]:
+def _asked_for(address: str, group: str, timeout_seconds: float) -> tuple[pb.BackupHead, Iterator[bytes]]:
     """The head of a backup, and the app's bytes as they come."""
     import grpc
 
     from geraft.config import Config
     from geraft.transport.failures import error_from_rpc
+    from geraft.transport.groups import metadata_of
     from geraft.transport.peer import channel_options
 
     channel = grpc.insecure_channel(address, options=channel_options(Config().message_bytes_max))
     request = pb.BackupReq(timeout_ms=int(timeout_seconds * 1000)).SerializeToString()
     method: Any = channel.unary_stream("/geraft.Raft/Backup")
-    answers = method(request, timeout=timeout_seconds)
+    answers = method(request, timeout=timeout_seconds, metadata=metadata_of(group))
 
     def ask(take: Callable[[], Any]) -> Any:
         try:

@@ -7,14 +7,14 @@ from dataclasses import asdict
 
 import click
 
-from geraft.cli.command import seeds_option, timeout_option
+from geraft.cli.command import cluster_options, timeout_option
 
 
 @click.command(name="cluster-info")
-@seeds_option
+@cluster_options
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def cluster_info(seeds: tuple[str, ...], timeout_seconds: float, as_json: bool) -> None:
+def cluster_info(seeds: tuple[str, ...], group: str, timeout_seconds: float, as_json: bool) -> None:
     """Show who leads and who is a member, as the leader tells it, or without one the node with the latest term.
 
     Asks the seeds until one answers. How each member is, reachable or not, is for geraft status.
@@ -26,11 +26,12 @@ def cluster_info(seeds: tuple[str, ...], timeout_seconds: float, as_json: bool) 
     """
     from geraft.client import Client
 
-    with Client(seeds, timeout_seconds) as client:
+    with Client(seeds, timeout_seconds, group=group) as client:
         info = client.cluster_info()
     if not info.leader_id and info.members:
         # Who answered may have missed an election that others know of.
-        with Client([*seeds, *(member.address for member in info.members)], timeout_seconds) as client:
+        known = [*seeds, *(member.address for member in info.members)]
+        with Client(known, timeout_seconds, group=group) as client:
             info = client.cluster_info()
     if as_json:
         members = {name: [member._asdict() for member in getattr(info, name)] for name in ("members", "learners")}

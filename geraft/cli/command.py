@@ -88,6 +88,22 @@ class Addresses(click.ParamType[tuple[str, ...]]):
         return tuple(Address().convert(address, parameter, context) for address in addresses)
 
 
+class Group(click.ParamType[str]):
+    """Which of the groups that servers share is meant."""
+
+    name = "name"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        from geraft.errors import ConfigError
+        from geraft.transport.groups import check_group
+
+        try:
+            check_group(value)
+        except ConfigError as error:
+            self.fail(str(error), parameter, context)
+        return str(value)
+
+
 class Members(click.ParamType[dict[str, str]]):
     """id=host:port,id=host:port,..."""
 
@@ -161,6 +177,17 @@ def seeds_option(verb: Verb) -> Verb:
         show_default=True,
         help="Nodes to ask first; one that answers is enough, it knows the others.",
     )(verb)
+
+
+def group_option(verb: Verb) -> Verb:
+    return click.option(
+        "--group", type=Group(), default="", help="The group that is meant, where the nodes' processes hold several."
+    )(verb)
+
+
+def cluster_options(verb: Verb) -> Verb:
+    """--seeds and --group: which cluster is meant."""
+    return seeds_option(group_option(verb))
 
 
 def timeout_option(verb: Verb) -> Verb:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geraft.cli.command import Failed, one_line, seeds_option, timeout_option
+from geraft.cli.command import Failed, cluster_options, one_line, timeout_option
 from geraft.cli.status import collect
 from geraft.errors import GeraftError
 
@@ -35,12 +35,17 @@ def _node_option(verb: Any) -> Any:
 
 @config.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@seeds_option
+@cluster_options
 @_node_option
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, by node.")
 def get(
-    names: tuple[str, ...], seeds: tuple[str, ...], node_address: str | None, timeout_seconds: float, as_json: bool
+    names: tuple[str, ...],
+    seeds: tuple[str, ...],
+    group: str,
+    node_address: str | None,
+    timeout_seconds: float,
+    as_json: bool,
 ) -> None:
     """Show settings, by default all, as each node has them now.
 
@@ -53,8 +58,8 @@ def get(
     """
     from geraft.client import Client
 
-    with Client(seeds, timeout_seconds) as client:
-        nodes = _nodes(seeds, node_address, timeout_seconds)
+    with Client(seeds, timeout_seconds, group=group) as client:
+        nodes = _nodes(seeds, group, node_address, timeout_seconds)
         found = {name: client.get_config(address) for name, address in nodes.items()}
     known = {setting.name: setting for settings in found.values() for setting in settings}
     for name in names:
@@ -88,10 +93,12 @@ def _number(value: float | None) -> str:
 
 @config.command(name="set")
 @click.argument("changes", nargs=-1, required=True, metavar="NAME=VALUE...")
-@seeds_option
+@cluster_options
 @_node_option
 @timeout_option
-def set_(changes: tuple[str, ...], seeds: tuple[str, ...], node_address: str | None, timeout_seconds: float) -> None:
+def set_(
+    changes: tuple[str, ...], seeds: tuple[str, ...], group: str, node_address: str | None, timeout_seconds: float
+) -> None:
     """Change settings on every member while it runs, until it restarts.
 
     A member takes all changes or none, and goes by them when its line is printed. Nothing is changed unless all members
@@ -105,8 +112,8 @@ def set_(changes: tuple[str, ...], seeds: tuple[str, ...], node_address: str | N
     from geraft.client import Client
 
     wanted = dict(_change(text) for text in changes)
-    with Client(seeds, timeout_seconds) as client:
-        nodes = _nodes(seeds, node_address, timeout_seconds)
+    with Client(seeds, timeout_seconds, group=group) as client:
+        nodes = _nodes(seeds, group, node_address, timeout_seconds)
         order = _order(client, nodes, wanted) if len(nodes) > 1 else list(nodes)
         done: list[str] = []
         for node in order:
@@ -129,9 +136,9 @@ def _change(text: str) -> tuple[str, float]:
         raise click.UsageError(f"{text!r} is not of the form NAME=VALUE, with a number for VALUE") from None
 
 
-def _nodes(seeds: tuple[str, ...], node_address: str | None, timeout_seconds: float) -> dict[str, str]:
+def _nodes(seeds: tuple[str, ...], group: str, node_address: str | None, timeout_seconds: float) -> dict[str, str]:
     """Whom to ask: address by id, the leader first. Raises Failed if a member does not answer."""
-    asked = collect((node_address,) if node_address else seeds, timeout_seconds)
+    asked = collect((node_address,) if node_address else seeds, timeout_seconds, group)
     if node_address:
         asked = [node for node in asked if node["address"] == node_address]
     silent = [f"{node['id'] or node['address']}: {node['error']}" for node in asked if "error" in node]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from geraft.cli.command import Failed, VerbGroup, seeds_option, timeout_option
+from geraft.cli.command import Failed, VerbGroup, cluster_options, timeout_option
 
 if TYPE_CHECKING:
     from geraft.client import Client
@@ -24,10 +24,10 @@ consistency_option = click.option(
 )
 
 
-def connect(seeds: tuple[str, ...], timeout_seconds: float) -> Client:
+def connect(seeds: tuple[str, ...], group: str, timeout_seconds: float) -> Client:
     from geraft.client import Client
 
-    return Client(seeds, timeout_seconds=timeout_seconds)
+    return Client(seeds, timeout_seconds=timeout_seconds, group=group)
 
 
 @click.group(cls=VerbGroup)
@@ -44,9 +44,9 @@ def kv() -> None:
 @kv.command()
 @click.argument("key")
 @click.argument("value")
-@seeds_option
+@cluster_options
 @timeout_option
-def put(key: str, value: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def put(key: str, value: str, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> None:
     """Set KEY to VALUE; - takes the value from stdin, as it is.
 
     \b
@@ -56,16 +56,16 @@ def put(key: str, value: str, seeds: tuple[str, ...], timeout_seconds: float) ->
     """
     from geraft.kv import commands
 
-    reply = _write(commands.put(key, _bytes(value)), seeds, timeout_seconds)
+    reply = _write(commands.put(key, _bytes(value)), seeds, group, timeout_seconds)
     click.echo("replaced" if reply.done else "added")
 
 
 @kv.command()
 @click.argument("key")
-@seeds_option
+@cluster_options
 @timeout_option
 @consistency_option
-def get(key: str, seeds: tuple[str, ...], timeout_seconds: float, consistency: str) -> None:
+def get(key: str, seeds: tuple[str, ...], group: str, timeout_seconds: float, consistency: str) -> None:
     """Print the value of KEY. Exits with 1 if there is none.
 
     \b
@@ -74,7 +74,7 @@ def get(key: str, seeds: tuple[str, ...], timeout_seconds: float, consistency: s
     """
     from geraft.kv import commands
 
-    with connect(seeds, timeout_seconds) as client:
+    with connect(seeds, group, timeout_seconds) as client:
         value = commands.decode_value(client.read(commands.get(key), consistency=consistency))
     if value is None:
         raise Failed(f"there is no key {key!r}")
@@ -85,9 +85,9 @@ def get(key: str, seeds: tuple[str, ...], timeout_seconds: float, consistency: s
 
 @kv.command()
 @click.argument("key")
-@seeds_option
+@cluster_options
 @timeout_option
-def delete(key: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def delete(key: str, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> None:
     """Remove KEY. Exits with 1 if it did not exist.
 
     \b
@@ -96,7 +96,7 @@ def delete(key: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
     """
     from geraft.kv import commands
 
-    if not _write(commands.delete(key), seeds, timeout_seconds).done:
+    if not _write(commands.delete(key), seeds, group, timeout_seconds).done:
         raise Failed(f"there is no key {key!r}")
     click.echo("deleted")
 
@@ -105,9 +105,9 @@ def delete(key: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
 @click.argument("key")
 @click.argument("value")
 @click.option("--expect", default=None, help="The value that the key must have. Without it: the key must not exist.")
-@seeds_option
+@cluster_options
 @timeout_option
-def cas(key: str, value: str, expect: str | None, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def cas(key: str, value: str, expect: str | None, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> None:
     """Compare and set: set KEY to VALUE only if it is as expected. Exits with 1 if it is not.
 
     \b
@@ -118,7 +118,7 @@ def cas(key: str, value: str, expect: str | None, seeds: tuple[str, ...], timeou
     from geraft.kv import commands
 
     command = commands.compare_and_set(key, None if expect is None else _bytes(expect), _bytes(value))
-    if not _write(command, seeds, timeout_seconds).done:
+    if not _write(command, seeds, group, timeout_seconds).done:
         raise Failed(f"{key!r} exists already" if expect is None else f"{key!r} is not {expect!r}")
     click.echo("set")
 
@@ -126,10 +126,12 @@ def cas(key: str, value: str, expect: str | None, seeds: tuple[str, ...], timeou
 @kv.command("list")
 @click.argument("prefix", default="")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many; 0 for all.")
-@seeds_option
+@cluster_options
 @timeout_option
 @consistency_option
-def list_(prefix: str, limit: int, seeds: tuple[str, ...], timeout_seconds: float, consistency: str) -> None:
+def list_(
+    prefix: str, limit: int, seeds: tuple[str, ...], group: str, timeout_seconds: float, consistency: str
+) -> None:
     """Print the keys that start with PREFIX, in order, each with its value after a tab.
 
     \b
@@ -138,7 +140,7 @@ def list_(prefix: str, limit: int, seeds: tuple[str, ...], timeout_seconds: floa
     """
     from geraft.kv import commands
 
-    with connect(seeds, timeout_seconds) as client:
+    with connect(seeds, group, timeout_seconds) as client:
         pairs = commands.decode_pairs(client.read(commands.list_pairs(prefix, limit), consistency=consistency))
     for key, value in pairs:
         click.echo(f"{key}\t{value.decode(errors='backslashreplace')}")
@@ -148,10 +150,10 @@ def _bytes(value: str) -> bytes:
     return sys.stdin.buffer.read() if value == "-" else value.encode(errors="surrogateescape")
 
 
-def _write(command: bytes, seeds: tuple[str, ...], timeout_seconds: float) -> CommandReply:
+def _write(command: bytes, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> CommandReply:
     from geraft.kv import commands
 
-    with connect(seeds, timeout_seconds) as client:
+    with connect(seeds, group, timeout_seconds) as client:
         reply = commands.decode_command_reply(client.apply(command))
     if reply.refused:
         raise Failed(f"the store refused it: {reply.refused}")

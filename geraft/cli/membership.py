@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from geraft.cli.command import Address, Failed, seeds_option
+from geraft.cli.command import Address, Failed, cluster_options, group_option
 from geraft.errors import GeraftError
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def _timeout_option(verb: Verb) -> Verb:
     )(verb)
 
 
-def _client(seeds: tuple[str, ...], timeout_seconds: float) -> Client:
+def _client(seeds: tuple[str, ...], group: str, timeout_seconds: float) -> Client:
     from geraft.client import Client
 
-    return Client(seeds, timeout_seconds=timeout_seconds)
+    return Client(seeds, timeout_seconds=timeout_seconds, group=group)
 
 
 def _print_members(client: Client) -> None:
@@ -46,9 +46,11 @@ def _print_members(client: Client) -> None:
 @click.argument("node_id", metavar="NAME")
 @click.argument("address", type=Address(), metavar="HOST:PORT")
 @click.option("--learner", is_flag=True, help="It stays a learner: it gets the log and does not vote.")
-@seeds_option
+@cluster_options
 @_timeout_option
-def add_server(node_id: str, address: str, learner: bool, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def add_server(
+    node_id: str, address: str, learner: bool, seeds: tuple[str, ...], group: str, timeout_seconds: float
+) -> None:
     """Let a server into the cluster, and print the members.
 
     It must run at the address, started with --join; that alone lets it in too. It becomes a learner, and a voter once
@@ -58,55 +60,55 @@ def add_server(node_id: str, address: str, learner: bool, seeds: tuple[str, ...]
     Example
       geraft add-server n4 10.0.0.4:7001 --seeds 10.0.0.1:7001
     """
-    with _client(seeds, timeout_seconds) as client:
+    with _client(seeds, group, timeout_seconds) as client:
         client.add_server(node_id, address, learner=learner, timeout_seconds=timeout_seconds)
         _print_members(client)
 
 
 @click.command("remove-server")
 @click.argument("node_id", metavar="NAME")
-@seeds_option
+@cluster_options
 @_timeout_option
-def remove_server(node_id: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def remove_server(node_id: str, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> None:
     """Take a member out of the cluster, and print who is left. A leader hands over at once.
 
     \b
     Example
       geraft remove-server n4 --seeds 10.0.0.1:7001
     """
-    with _client(seeds, timeout_seconds) as client:
+    with _client(seeds, group, timeout_seconds) as client:
         client.remove_server(node_id, timeout_seconds=timeout_seconds)
         _print_members(client)
 
 
 @click.command()
 @click.argument("node_id", metavar="NAME")
-@seeds_option
+@cluster_options
 @_timeout_option
-def promote(node_id: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def promote(node_id: str, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> None:
     """Make a learner a voter once it has caught up, and print the members.
 
     \b
     Example
       geraft promote n4 --seeds 10.0.0.1:7001
     """
-    with _client(seeds, timeout_seconds) as client:
+    with _client(seeds, group, timeout_seconds) as client:
         client.promote(node_id, timeout_seconds=timeout_seconds)
         _print_members(client)
 
 
 @click.command()
 @click.argument("node_id", metavar="NAME")
-@seeds_option
+@cluster_options
 @_timeout_option
-def demote(node_id: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def demote(node_id: str, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> None:
     """Make a voter a learner, and print the members.
 
     \b
     Example
       geraft demote n4 --seeds 10.0.0.1:7001
     """
-    with _client(seeds, timeout_seconds) as client:
+    with _client(seeds, group, timeout_seconds) as client:
         client.demote(node_id, timeout_seconds=timeout_seconds)
         _print_members(client)
 
@@ -116,16 +118,16 @@ def demote(node_id: str, seeds: tuple[str, ...], timeout_seconds: float) -> None
     "--voters", required=True, metavar="NAME[=HOST:PORT],...", help="All voters; an address for those who are new."
 )
 @click.option("--learners", default="", metavar="NAME[=HOST:PORT],...", help="All learners, likewise.")
-@seeds_option
+@cluster_options
 @_timeout_option
-def change_membership(voters: str, learners: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def change_membership(voters: str, learners: str, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> None:
     """Make these the members of the cluster, and no others; print them. Several voters change in one step.
 
     \b
     Example: n4 and n5 take the places of n2 and n3
       geraft change-membership --voters n1,n4=10.0.0.4:7001,n5=10.0.0.5:7001 --seeds 10.0.0.1:7001
     """
-    with _client(seeds, timeout_seconds) as client:
+    with _client(seeds, group, timeout_seconds) as client:
         client.change_membership(
             voters=_named(voters), learners=_named(learners) if learners else {}, timeout_seconds=timeout_seconds
         )
@@ -147,24 +149,25 @@ def _named(text: str) -> dict[str, str]:
 
 @click.command()
 @click.argument("target", metavar="[NAME]", default="")
-@seeds_option
+@cluster_options
 @_timeout_option
-def transfer(target: str, seeds: tuple[str, ...], timeout_seconds: float) -> None:
+def transfer(target: str, seeds: tuple[str, ...], group: str, timeout_seconds: float) -> None:
     """Let the leader hand over to a voter, by default the one that holds most of the log; print who leads then.
 
     \b
     Example
       geraft transfer n2 --seeds 10.0.0.1:7001
     """
-    with _client(seeds, timeout_seconds) as client:
+    with _client(seeds, group, timeout_seconds) as client:
         client.transfer_leadership(target, timeout_seconds=timeout_seconds)
         click.echo(f"{_wait_for_leader(client, timeout_seconds)} leads")
 
 
 @click.command("timeout-now")
 @click.argument("address", type=Address(), metavar="HOST:PORT")
+@group_option
 @_timeout_option
-def timeout_now(address: str, timeout_seconds: float) -> None:
+def timeout_now(address: str, group: str, timeout_seconds: float) -> None:
     """Let the node at this address stand for election at once, and print who leads then.
 
     The leader brings it up to date first and gives it the word; so nobody can unseat a leader by a forged message.
@@ -173,7 +176,7 @@ def timeout_now(address: str, timeout_seconds: float) -> None:
     Example
       geraft timeout-now 10.0.0.2:7001
     """
-    with _client((address,), timeout_seconds) as client:
+    with _client((address,), group, timeout_seconds) as client:
         status = client.status(address)
         if status.leader_id != status.id:
             client.transfer_leadership(status.id, timeout_seconds=timeout_seconds)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geraft.cli.command import Failed, seeds_option
-from geraft.cli.status import collect
+from geraft.cli.command import Failed, cluster_options
+from geraft.cli.status import collect, silence
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +31,7 @@ class Sample:
 
 
 @click.command()
-@seeds_option
+@cluster_options
 @click.option(
     "--interval",
     "interval_seconds",
@@ -51,7 +51,7 @@ class Sample:
     help="What each node may take to answer.",
 )
 @click.option("--once", is_flag=True, help="Print one frame and end; exits with 1 if no node answers.")
-def monitor(seeds: tuple[str, ...], interval_seconds: float, timeout_seconds: float, once: bool) -> None:
+def monitor(seeds: tuple[str, ...], group: str, interval_seconds: float, timeout_seconds: float, once: bool) -> None:
     """Watch a cluster: who leads, how far each member is, how fast it moves, who lags, what waits. Ctrl-C ends it.
 
     Shows every seed and every member that one of them knows, also those that do not answer.
@@ -67,16 +67,16 @@ def monitor(seeds: tuple[str, ...], interval_seconds: float, timeout_seconds: fl
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    before = _sample(seeds, timeout_seconds)
+    before = _sample(seeds, timeout_seconds, group)
     if once:
         time.sleep(interval_seconds)
-        now = _sample(seeds, timeout_seconds)
+        now = _sample(seeds, timeout_seconds, group)
         with console.capture() as printed:
             console.print(frame(now, before))
         for line in printed.get().splitlines():
             click.echo(line.rstrip())
         if not now.answering:
-            raise Failed("no node answers")
+            raise Failed(silence(now.nodes))
         return
     try:
         with Live(frame(before, None), console=console, screen=console.is_terminal, auto_refresh=False) as live:
@@ -84,15 +84,15 @@ def monitor(seeds: tuple[str, ...], interval_seconds: float, timeout_seconds: fl
                 time.sleep(max(0.0, before.taken_at + interval_seconds - time.monotonic()))
                 # Whoever was a member is asked, or the death of the one seed would blind us.
                 known = {node["address"] for node in before.nodes}
-                now = _sample((*seeds, *sorted(known - set(seeds))), timeout_seconds)
+                now = _sample((*seeds, *sorted(known - set(seeds))), timeout_seconds, group)
                 live.update(frame(now, before), refresh=True)
                 before = now
     except KeyboardInterrupt:
         pass  # the way to leave
 
 
-def _sample(seeds: tuple[str, ...], timeout_seconds: float) -> Sample:
-    nodes = collect(seeds, timeout_seconds)
+def _sample(seeds: tuple[str, ...], timeout_seconds: float, group: str) -> Sample:
+    nodes = collect(seeds, timeout_seconds, group)
     return Sample(time.monotonic(), nodes)
 
 
@@ -115,7 +115,8 @@ def frame(now: Sample, before: Sample | None) -> RenderableType:
         if "error" in node:
             lag = _lag(node, leader)  # the leader may know
             shown = "" if lag is None else str(lag)
-            row = [node["id"], node["address"], "unreachable", *[""] * 6, shown, "", _heard(node, leader)]
+            role = "not there" if "unknown_group" in node else "unreachable"
+            row = [node["id"], node["address"], role, *[""] * 6, shown, "", _heard(node, leader)]
             table.add_row(*row, style="red")
             continue
         lag = _lag(node, leader)

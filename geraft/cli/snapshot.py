@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from geraft.cli.command import Address
+from geraft.cli.command import Address, group_option
 
 
 @click.command()
 @click.argument("address", type=Address())
+@group_option
 @click.option(
     "--timeout",
     "timeout_seconds",
@@ -18,7 +19,7 @@ from geraft.cli.command import Address
     metavar="SECONDS",
     help="What the snapshot may take.",
 )
-def snapshot(address: str, timeout_seconds: float) -> None:
+def snapshot(address: str, group: str, timeout_seconds: float) -> None:
     """Have the node at ADDRESS make a snapshot now, from its last one and the log, beside its normal work.
 
     Prints the index whose state the snapshot holds. The log behind it is cut off soon after.
@@ -29,6 +30,6 @@ def snapshot(address: str, timeout_seconds: float) -> None:
     """
     from geraft.client import Client
 
-    with Client([address], timeout_seconds=timeout_seconds) as client:
+    with Client([address], timeout_seconds=timeout_seconds, group=group) as client:
         index = client.take_snapshot(address, timeout_seconds=timeout_seconds)
     click.echo(f"{address} holds a snapshot of entry {index}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geraft.cli.command import Failed, one_line, seeds_option
-from geraft.errors import GeraftError
+from geraft.cli.command import Failed, cluster_options, one_line
+from geraft.errors import GeraftError, UnknownGroup
 
 if TYPE_CHECKING:
     from geraft.client import Client
@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 @click.command()
-@seeds_option
+@cluster_options
 @click.option(
     "--timeout",
     "timeout_seconds",
@@ -40,7 +40,7 @@ COLUMNS = {
     help="What each node may take to answer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with all fields.")
-def status(seeds: tuple[str, ...], timeout_seconds: float, as_json: bool) -> None:
+def status(seeds: tuple[str, ...], group: str, timeout_seconds: float, as_json: bool) -> None:
     """Show how each node is: every seed, and every member that one of them knows, also those that do not answer.
 
     Exits with 1 if none answers.
@@ -50,22 +50,35 @@ def status(seeds: tuple[str, ...], timeout_seconds: float, as_json: bool) -> Non
       geraft status --seeds 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003
       geraft status --json | jq .nodes[].role
     """
-    nodes = collect(seeds, timeout_seconds)
+    nodes = collect(seeds, timeout_seconds, group)
     if as_json:
         click.echo(json.dumps({"nodes": nodes}, indent=2))
     else:
         _print_table(nodes)
     if all("error" in node for node in nodes):
-        raise Failed("no node answers")
+        raise Failed(silence(nodes))
 
 
-def collect(seeds: tuple[str, ...], timeout_seconds: float) -> list[dict[str, Any]]:
-    """One dict per node, with the fields of NodeStatus, or with address and error; in the order of their addresses."""
+def silence(nodes: list[dict[str, Any]]) -> str:
+    """Why none of the nodes tells how it is."""
+    if all("unknown_group" in node for node in nodes):
+        return one_line("; ".join(node["error"] for node in nodes[:3]))
+    return "no node answers"
+
+
+def collect(seeds: tuple[str, ...], timeout_seconds: float, group: str = "") -> list[dict[str, Any]]:
+    """One dict per node, with the fields of NodeStatus, or with address and error; in the order of their addresses.
+
+    unknown_group: beside the error, if the server answers and has no such group.
+    """
     from geraft.client import Client
 
     nodes: dict[str, dict[str, Any]] = {}
     ids: dict[str, str] = {}
-    with Client(seeds, timeout_seconds=timeout_seconds) as client, ThreadPoolExecutor(max_workers=16) as threads:
+    with (
+        Client(seeds, timeout_seconds=timeout_seconds, group=group) as client,
+        ThreadPoolExecutor(max_workers=16) as threads,
+    ):
         unasked = set(seeds)
         while unasked:
             asked = sorted(unasked)
@@ -90,6 +103,8 @@ def _ask(client: Client, address: str, timeout_seconds: float) -> dict[str, Any]
 
     try:
         return asdict(client.status(address, timeout_seconds=timeout_seconds))
+    except UnknownGroup as error:
+        return {"address": address, "error": one_line(error), "unknown_group": True}
     except GeraftError as error:
         return {"address": address, "error": one_line(error)}
 
@@ -104,7 +119,10 @@ def _print_table(nodes: list[dict[str, Any]]) -> None:
         number = name in ("term", "commit_index", "last_applied", "last_log_index")
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for node in nodes:
-        if "error" in node:
+        if "unknown_group" in node:
+            told = node["error"].removeprefix(f"{node['address']}: ")
+            table.add_row(node["id"], node["address"], "not there", *[""] * 5, told, style="red")
+        elif "error" in node:
             row = [node["id"], node["address"], "unreachable", *[""] * 5, node["error"].rpartition(": ")[2]]
             table.add_row(*row, style="red")
         else:
