@@ -9,6 +9,7 @@ import grpc
 from transport_harness import CONFIG, Peer
 
 from geraft.pb import geraft_pb2 as pb
+from geraft.runtime.hub import acquire_hub, release_hub
 from geraft.transport import failures
 from geraft.transport.groups import group_of, unknown_group
 from geraft.transport.grpc_mode import mode_for
@@ -36,10 +37,16 @@ class GroupServer(grpc.GenericRpcHandler):
     def __init__(self, *groups: str) -> None:
         self.peers: dict[str, Peer] = {}
         self.rpcs: list[tuple[str, str]] = []
+        self._stopped = False
         self._handlers: dict[str, RaftHandlers] = {}
         for group in groups:
             self.add(group)
-        self._mode = mode_for(self.peers[groups[0]].hub)
+        self._hub = acquire_hub()
+        self._mode = mode_for(self._hub)
+        self._mode.call(self._start, timeout_seconds=10.0)
+        self.lead(self)
+
+    def _start(self) -> None:
         self._server = grpc.server(
             self._mode.executor(64),  # type: ignore[arg-type]
             handlers=[self],
@@ -47,7 +54,6 @@ class GroupServer(grpc.GenericRpcHandler):
         )
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
-        self.lead(self)
 
     def add(self, group: str) -> None:
         peer = self.peers[group] = Peer(f"n-{group}", cluster_id=f"c-{group}", start=False)
@@ -66,7 +72,10 @@ class GroupServer(grpc.GenericRpcHandler):
     def stop(self) -> None:
         for group in list(self.peers):
             self.remove(group)
-        self._server.stop(0.5).wait(10)
+        if not self._stopped:
+            self._stopped = True
+            self._mode.call(lambda: self._server.stop(0.5).wait(10), timeout_seconds=11.0)
+            release_hub(self._hub)
 
     def __enter__(self) -> GroupServer:
         return self

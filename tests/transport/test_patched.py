@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["tests/transport/test_peers.py", "tests/client/test_client.py"])
+@pytest.mark.parametrize(
+    "file", ["tests/transport/test_peers.py", "tests/client/test_client.py", "tests/client/test_group.py"]
+)
 def test_the_stories_hold_in_a_patched_process(file: str) -> None:
     patched = [sys.executable, "-m", "gevent.monkey", "--module", "pytest"]
     done = subprocess.run(
