@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from geraft.core.entries import INDEX_MAX, Ballot, EntryBatch, EntryId, EntryKind
 from geraft.core.membership import Configuration, Member
 from geraft.errors import ConfigError, RecoveryRefused
-from geraft.storage.base import Identity, RaftStorage
+from geraft.storage.base import Identity, RaftStorage, StoredState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +30,22 @@ def inspect(storage: RaftStorage) -> Holding:
     """
     state = storage.open()
     try:
-        if state.identity is None or not state.configurations:
-            raise RecoveryRefused("the store holds no log of a cluster: there is nothing to go on with")
-        index, configuration = state.configurations[-1]
-        return Holding(
-            identity=state.identity,
-            term=max(state.ballot.term, state.last_entry.term),
-            last_entry=state.last_entry,
-            configuration=configuration,
-            configuration_index=index,
-        )
+        return _holding(state)
     finally:
         storage.close()
+
+
+def _holding(state: StoredState) -> Holding:
+    if state.identity is None or not state.configurations:
+        raise RecoveryRefused("the store holds no log of a cluster: there is nothing to go on with")
+    index, configuration = state.configurations[-1]
+    return Holding(
+        identity=state.identity,
+        term=max(state.ballot.term, state.last_entry.term),
+        last_entry=state.last_entry,
+        configuration=configuration,
+        configuration_index=index,
+    )
 
 
 def recover(storage: RaftStorage, *, voters: Mapping[str, str] | None = None) -> Holding:
@@ -54,7 +58,16 @@ def recover(storage: RaftStorage, *, voters: Mapping[str, str] | None = None) ->
     What only the others held is lost, also if it was acknowledged; what this store holds counts as committed, also if
     it never was. Raises as inspect does, and ConfigError for voters without this node.
     """
-    before = inspect(storage)
+    state = storage.open()  # and held to the end, so that nothing is written between looking and appending
+    try:
+        storage.recover(*_new_beginning(_holding(state), voters))
+    finally:
+        storage.close()
+    return inspect(storage)
+
+
+def _new_beginning(before: Holding, voters: Mapping[str, str] | None) -> tuple[Identity, Ballot, EntryBatch]:
+    """What makes a store that holds `before` the beginning of a new cluster."""
     id = before.identity.node_id
     own = before.configuration.members.get(id)
     if voters is None:
@@ -76,10 +89,4 @@ def recover(storage: RaftStorage, *, voters: Mapping[str, str] | None = None) ->
         commands=(b"",),
         configuration=Configuration(voters=members),
     )
-    identity = before.identity._replace(cluster_id=uuid.uuid4().hex[:16])
-    storage.open()
-    try:
-        storage.recover(identity, Ballot(term), entry)
-    finally:
-        storage.close()
-    return inspect(storage)
+    return before.identity._replace(cluster_id=uuid.uuid4().hex[:16]), Ballot(term), entry

@@ -63,7 +63,7 @@ def dump(place: Path, first: int, last: int | None, as_json: bool) -> None:
 @contextmanager
 def opened(place: Path) -> Iterator[tuple[RaftStorage, StoredState]]:
     """The store that lies there, open. Raises Failed if nothing there looks like one, and StorageError."""
-    storage = _store_at(place)
+    _, storage = store_at(place)
     state = storage.open()
     try:
         yield storage, state
@@ -71,19 +71,22 @@ def opened(place: Path) -> Iterator[tuple[RaftStorage, StoredState]]:
         storage.close()
 
 
-def _store_at(place: Path) -> RaftStorage:
-    """By what the files look like; nothing is made where there is none."""
+def store_at(place: Path) -> tuple[str, RaftStorage]:
+    """The kind of store that lies there, as `geraft serve --storage` calls it, and the store, not open.
+
+    Told by what the files look like; nothing is made where there is none. Raises Failed.
+    """
     from geraft.storage import FileStorage, RocksdbStorage, SqliteStorage
     from geraft.storage.segment import FILE_NAME
 
     for path in (*(place / name for name in LOG_NAMES.values()), place):
         if path.is_file():
-            return SqliteStorage(path)
+            return "sqlite", SqliteStorage(path)
         names = {file.name for file in path.iterdir()} if path.is_dir() else set()
         if "CURRENT" in names:
-            return RocksdbStorage(path)
+            return "rocksdb", RocksdbStorage(path)
         if any(map(FILE_NAME.fullmatch, names)):
-            return FileStorage(path)
+            return "file", FileStorage(path)
     raise Failed(f"{place} holds no log store: give the data directory of a node, or the store itself")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from geraft.cli.command import Failed, Members
+from geraft.cli.log import store_at
 
 if TYPE_CHECKING:
     from geraft.recovery import Holding
@@ -45,13 +46,10 @@ def recover(data_dir: Path, voters: dict[str, str] | None, accepted: bool) -> No
     """
     from geraft.recovery import inspect
     from geraft.recovery import recover as recover_store
-    from geraft.storage import SqliteStorage
 
-    path = data_dir / "log.db"
-    if not path.exists():
-        raise Failed(f"{path} does not exist: {data_dir} is no data directory of geraft serve")
-    before = inspect(SqliteStorage(path))
-    click.echo(f"{path} holds, of cluster {before.identity.cluster_id}:")
+    kind, storage = store_at(data_dir)
+    before = inspect(storage)
+    click.echo(f"{data_dir} holds, of cluster {before.identity.cluster_id}:")
     _print(before)
     click.echo(
         "It does not say up to where that was committed. All of it will count as committed, and whatever the other\n"
@@ -59,14 +57,16 @@ def recover(data_dir: Path, voters: dict[str, str] | None, accepted: bool) -> No
     )
     if not accepted:
         raise Failed(f"nothing was changed: stop every other node of this cluster for good, then add {ACCEPT}")
-    after = recover_store(SqliteStorage(path), voters=voters)
+    after = recover_store(storage, voters=voters)
     click.echo(f"Now it is the beginning of cluster {after.identity.cluster_id}:")
     _print(after)
     node_id = after.identity.node_id
     address = after.configuration.members[node_id].address
+    options = "" if kind == "sqlite" else f" --storage {kind}"
     click.echo(
         "What to do next:\n"
-        f"  1. Start it, without --bootstrap: geraft serve --id {node_id} --listen {address} --data-dir {data_dir}\n"
+        f"  1. Start it, without --bootstrap: geraft serve --id {node_id} --listen {address} --data-dir {data_dir}"
+        f"{options}\n"
         "  2. Move the data directories of the other nodes away. They belong to the old cluster and are refused.\n"
         "  3. Start the others over empty ones:"
         f" geraft serve --id NAME --listen HOST:PORT --data-dir DIR --join {address}"

@@ -127,7 +127,8 @@ class RaftStorage(ABC):
     def recover(self, identity: Identity, ballot: Ballot, batch: EntryBatch) -> None:
         """Give the store another identity, and write ballot and batch as write does, in one atomic durable step.
 
-        For recovery after the loss of a quorum, and nothing else. A kind of store that can't do it raises StorageError.
+        For recovery after the loss of a quorum, and nothing else. Every store of geraft's can; one of yours that can't
+        raises StorageError.
         """
         raise StorageError(f"{type(self).__name__} can't be given another identity: recover with another kind of store")
 

@@ -219,6 +219,9 @@ class FileStorage(RaftStorage):
             )
         self._write(state, identity, None, batches)
 
+    def recover(self, identity: Identity, ballot: Ballot, batch: EntryBatch) -> None:
+        self._write(self._usable().state, identity, ballot, [batch])
+
     def write(self, ballot: Ballot | None, batches: Sequence[EntryBatch]) -> None:
         state = self._usable().state
         if ballot is not None or batches:

@@ -125,6 +125,10 @@ class RocksdbStorage(RaftStorage):
             )
         self._put(state, identity, None, batches)
 
+    def recover(self, identity: Identity, ballot: Ballot, batch: EntryBatch) -> None:
+        _, state = self._usable()
+        self._put(state, identity, ballot, [batch])
+
     def write(self, ballot: Ballot | None, batches: Sequence[EntryBatch]) -> None:
         _, state = self._usable()
         if ballot is not None or batches:

@@ -208,6 +208,25 @@ class StorageSuite:
         assert state.terms == (TermStart(1, 1), TermStart(3, 2))
         storage.close()
 
+    def test_recovery_gives_another_identity(self, storage: RaftStorage, tmp_path: Path) -> None:
+        if type(storage).recover is RaftStorage.recover:
+            pytest.skip("this kind of store can't be given another identity")
+        other = IDENTITY._replace(cluster_id="another cluster")
+        alone = initial_configuration({"n1": "127.0.0.1:7001"})
+        storage.initialise(IDENTITY, [membership(1, 1)])
+        storage.write(Ballot(3, "n2"), [commands(2, 2, 5)])
+        with pytest.raises(LogGap):
+            storage.recover(other, Ballot(4), membership(4, 7, alone))
+        for held, last_index in ((IDENTITY, 5), (other, 6)):
+            storage, state = self.reopen(storage, tmp_path)
+            assert (state.identity, state.last_entry.index) == (held, last_index)
+            storage.recover(other, Ballot(4), membership(4, 6, alone))  # the second time in place of the first
+        storage, state = self.reopen(storage, tmp_path)
+        assert (state.identity, state.ballot, state.last_entry) == (other, Ballot(4), EntryId(4, 6))
+        assert state.configurations == ((1, MEMBERS), (6, alone))
+        assert entry_ids(storage.read(1, 9, UNLIMITED))[1:] == [*(EntryId(2, index) for index in range(2, 6)), (4, 6)]
+        storage.close()
+
     @pytest.mark.parametrize("first_index", [0, 7, 2**62])
     def test_a_gap_changes_nothing(self, storage: RaftStorage, first_index: int) -> None:
         storage.write(Ballot(1), [commands(1, 1, 5)])

@@ -67,4 +67,4 @@ def test_what_is_refused_is_one_line(arguments: tuple[str, ...], sentence: str) 
 def test_recover_wants_a_data_directory(tmp_path: object) -> None:
     output = geraft("recover", "--data-dir", str(tmp_path))
     assert output.startswith("exit 1")
-    assert "is no data directory of geraft serve" in output
+    assert "holds no log store: give the data directory of a node" in output

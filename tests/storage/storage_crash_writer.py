@@ -11,15 +11,16 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 
 from storage_batches import UNLIMITED, commands
 
-from geraft.core.entries import Ballot, EntryBatch, EntryId
+from geraft.core.entries import Ballot, EntryBatch, EntryId, EntryKind
 from geraft.core.membership import initial_configuration
 from geraft.core.snapshots import Snapshot
 from geraft.storage import FileStorage, RaftStorage, RocksdbStorage, SqliteStorage
 from geraft.storage import sqlite as sqlite_store
+from geraft.storage.base import Identity
 
 Step = Callable[[RaftStorage], object]
 
@@ -44,11 +45,26 @@ def forget(index: int) -> Step:
     return lambda storage: storage.forget_snapshot(index)
 
 
+def recover(cluster_id: str, term: int, index: int) -> Step:
+    configuration = initial_configuration({"n1": f"127.0.0.1:{index}"})
+    entry = EntryBatch(
+        term=term, first_index=index, kind=EntryKind.CONFIGURATION, commands=(b"",), configuration=configuration
+    )
+    return lambda storage: storage.recover(Identity(cluster_id, "n1", "s1"), Ballot(term), entry)
+
+
+RECOVER_EVERY = 7
+"""Writes."""
+
+
 def plan(seed: int) -> Iterator[Step]:
-    """An endless list of steps: small and large writes, new terms that cut off a tail, snapshots, compaction."""
+    """An endless list of steps: writes that are small, large, or cut off a tail, snapshots, compaction, recovery."""
     rng = random.Random(seed)
     last_index, term, base = 0, 1, 0
-    while True:
+    for number in count(1):
+        if number % RECOVER_EVERY == 0:
+            term, last_index = term + 1, last_index + 1
+            yield recover(f"cluster-{number}", term, last_index)
         ballot = None
         if last_index > base + 20 and rng.random() < 0.1:
             snapshot = Snapshot(

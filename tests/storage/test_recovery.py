@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from geraft.core.entries import Ballot, EntryBatch, EntryId, EntryKind
 from geraft.core.membership import Configuration, Member
 from geraft.errors import ConfigError, RecoveryRefused, StorageLocked
 from geraft.recovery import inspect, recover
-from geraft.storage import MemoryStorage, SqliteStorage
+from geraft.storage import FileStorage, MemoryStorage, RocksdbStorage, SqliteStorage
 from geraft.storage.base import Identity, RaftStorage
 
 OLD = Identity("old", "n1", "s1")
@@ -23,9 +25,19 @@ def entry(term: int, index: int, configuration: Configuration | None = None) -> 
     return EntryBatch(term=term, first_index=index, kind=kind, commands=(command,), configuration=configuration)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+KINDS: dict[str, Callable[[Path], RaftStorage]] = {
+    "sqlite": SqliteStorage,
+    "file": FileStorage,
+    "rocksdb": RocksdbStorage,
+    "memory": lambda path: MemoryStorage(),
+}
+
+
+@pytest.fixture(params=KINDS)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> RaftStorage:
-    storage: RaftStorage = MemoryStorage() if request.param == "memory" else SqliteStorage(tmp_path / "log.db")
+    if request.param == "rocksdb" and find_spec("rocksdict") is None:
+        pytest.skip("the extra rocksdb is not installed")
+    storage = KINDS[request.param](tmp_path / "log")
     storage.open()
     storage.initialise(OLD, [entry(1, 1, MEMBERS), entry(2, 2)])
     storage.write(Ballot(5, "n2"), [entry(4, 3)])
