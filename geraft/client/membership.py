@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING
 
+from geraft.client.retry import doubled
 from geraft.core.membership import (
     AddServer,
     DemoteServer,
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
     from geraft.client.gateway import Gateway
     from geraft.runtime.status import ClusterInfo
 
-RETRY_SECONDS = 0.1
+RETRY_SECONDS = 0.02
+RETRY_SECONDS_MAX = 0.1
+"""Pauses before the second repetition and later ones: from, doubling, to. The first one asks around at once."""
+ANSWER_SECONDS = 0.1
+"""How much longer than a wish may take we wait for the server's answer, which knows the reason."""
 CHANGE_SECONDS = 30.0
 """What a change of the membership may take if nobody says otherwise."""
 
@@ -100,16 +105,16 @@ class MembershipCalls(ABC):
             method, record = encode_wish(wish, forwarded=False)
             kind = pb.TransferLeadershipRep if isinstance(wish, Transfer) else pb.MembershipRep
             try:
-                gateway.ask(address, method, record, kind, wish.deadline + RETRY_SECONDS)
+                gateway.ask(address, method, record, kind, wish.deadline + ANSWER_SECONDS)
             except (NotLeader, NoLeader, NodeStopped, Unreachable, UnknownGroup, OutcomeUnknown) as error:
                 if isinstance(error, Unreachable | UnknownGroup):
                     gateway.unreachable(address)
-                gateway.not_leader(address, "")
+                gateway.not_leader(address, error.leader_address if isinstance(error, NotLeader) else "")
                 gateway.check()  # a client that was closed meanwhile says so
                 uncertain = uncertain or isinstance(error, Unreachable | OutcomeUnknown)
-                if monotonic() + RETRY_SECONDS >= wish.deadline:
+                if monotonic() + RETRY_SECONDS_MAX >= wish.deadline:
                     raise
-                sleep(RETRY_SECONDS)
+                sleep(_pause(attempt))
             except MembershipRefused:
                 if uncertain and self._is_out(wish):
                     return  # an earlier attempt did it
@@ -136,6 +141,11 @@ class MembershipCalls(ABC):
     @abstractmethod
     def cluster_info(self, timeout_seconds: float | None = None) -> ClusterInfo:
         """Who leads and who is a member, as far as the server knows that answers first."""
+
+
+def _pause(attempt: int) -> float:
+    """Before the repetition of attempt, which is counted from 0."""
+    return doubled(RETRY_SECONDS, attempt - 1, RETRY_SECONDS_MAX) if attempt else 0.0
 
 
 def _members(given: Mapping[str, str] | Iterable[str]) -> tuple[Member, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -45,7 +46,12 @@ def _pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, NotLeader) and error.leader_address and state.attempt_number < 3:
         return 0.0
-    return min(RETRY_SECONDS * 2.0**state.attempt_number, RETRY_SECONDS_MAX)
+    return doubled(RETRY_SECONDS, state.attempt_number, RETRY_SECONDS_MAX)
+
+
+def doubled(seconds: float, times: int, seconds_max: float) -> float:
+    """The pause after so many doublings; any number of them, as a caller may have the patience of days."""
+    return min(math.ldexp(seconds, min(times, 64)), seconds_max)
 
 
 class AttemptTime:

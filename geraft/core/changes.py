@@ -235,11 +235,10 @@ def tell_peers(raft: Raft) -> None:
     addresses = {id: member.address for id, member in raft.configuration.members.items() if id != raft.id}
     for id in raft.departing:
         addresses.setdefault(id, raft.addresses.get(id, ""))
-    leader_id = raft.leader_id
-    if leader_id != raft.id and raft.addresses.get(
-        leader_id
-    ):  # also one that is being removed: it gets our callers' calls
-        addresses.setdefault(leader_id, raft.addresses[leader_id])
+    for id in (raft.leader_id, raft.forced_by):
+        # Also a leader that is being removed: it gets our callers' calls, and shall know whom it handed over to.
+        if id != raft.id and raft.addresses.get(id):
+            addresses.setdefault(id, raft.addresses[id])
     if addresses != raft.addresses:
         raft.addresses = addresses
         raft.emit(PeersChanged(addresses=addresses))

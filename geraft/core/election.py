@@ -54,7 +54,7 @@ def start_pre_vote(raft: Raft) -> None:
         raft.votes.add(raft.id)
     _await_outcome(raft)
     if is_quorum(raft.votes, raft.configuration.quorum_groups):
-        raft.become_candidate(forced=False)
+        raft.become_candidate()
         return
     for id in sorted(raft.configuration.voter_ids - {raft.id}):
         raft.send(
@@ -69,10 +69,16 @@ def start_pre_vote(raft: Raft) -> None:
         )
 
 
-def start_vote(raft: Raft, *, forced: bool) -> None:
-    """Ask for votes once our own is durable; it counts from then on (count_own_vote)."""
+def start_vote(raft: Raft) -> None:
+    """Ask for votes once our own is durable; it counts from then on (count_own_vote).
+
+    A leader that hands over to us is asked as well if it is no voter, as one that was removed: its answer counts for
+    nothing, but it steps down, and tells its callers so, without waiting for the answer to a heartbeat.
+    """
     _await_outcome(raft)
-    for id in sorted(raft.configuration.voter_ids - {raft.id}):
+    forced = bool(raft.forced_by)
+    asked = raft.configuration.voter_ids | ({raft.forced_by} if forced else set())
+    for id in sorted(asked - {raft.id}):
         raft.send_when_durable(id, raft.message(RequestVote, last_entry=raft.log.last_entry, forced=forced))
 
 
@@ -155,7 +161,7 @@ def count_pre_vote(raft: Raft, reply: RequestVoteReply) -> None:
     if reply.granted:
         raft.votes.add(reply.sender)
     if is_quorum(raft.votes, raft.configuration.quorum_groups):
-        raft.become_candidate(forced=False)
+        raft.become_candidate()
 
 
 def count_vote(raft: Raft, reply: RequestVoteReply) -> None:
@@ -174,4 +180,4 @@ def _decide(raft: Raft) -> None:
 def campaign_now(raft: Raft, request: TimeoutNow) -> None:
     """The leader wants us to take over (3.10): no pause, no pre-vote. Counts only from the leader of our term."""
     if request.sender == raft.leader_id and may_campaign(raft):
-        raft.become_candidate(forced=True)
+        raft.become_candidate(forced_by=request.sender)

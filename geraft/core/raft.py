@@ -160,6 +160,7 @@ class Raft:
         self.silent_until_seconds = now_seconds + (settings.election_timeout_seconds if ballot.term > 0 else 0)
         self.campaign_at_seconds: float | None = None
         self.votes: set[str] = set()
+        self.forced_by = ""  # the leader that asked us to stand for election, as long as we do
 
         # Of the leader.
         self.progress: dict[str, Progress] = {}
@@ -405,13 +406,14 @@ class Raft:
         self.follow("")
         election.start_pre_vote(self)
 
-    def become_candidate(self, *, forced: bool) -> None:
-        """Enter the next term and ask for votes (3.4). forced: the leader asked us to (3.10)."""
+    def become_candidate(self, *, forced_by: str = "") -> None:
+        """Enter the next term and ask for votes (3.4). forced_by: the leader, if it asked us to (3.10)."""
         self.term += 1
         self._change_role(Role.CANDIDATE)
+        self.forced_by = forced_by
         self.follow("")
         self.vote_for(self.id)
-        election.start_vote(self, forced=forced)
+        election.start_vote(self)
 
     def become_leader(self) -> None:
         """Lead our term: a no-op of its own commits whatever earlier terms left (3.6.2, 6.4)."""
@@ -431,6 +433,9 @@ class Raft:
     def _change_role(self, new: Role) -> None:
         self.votes = set()
         self.campaign_at_seconds = None
+        if self.forced_by:
+            self.forced_by = ""
+            changes.tell_peers(self)
         if new is not self.role:
             old, self.role = self.role, new
             self.emit(RoleChanged(old=old, new=new, term=self.term))
@@ -511,6 +516,8 @@ class Raft:
 
     def leader_committed(self) -> None:
         """As a leader: entries of our term were committed."""
+        if self.transfer is not None:
+            transfer.caught_up(self)
         reads.go_on(self)
         changes.advance(self)
 

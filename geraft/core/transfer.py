@@ -66,12 +66,15 @@ def _best_target(raft: Raft, applied_index: int = 0) -> str:
 
 
 def caught_up(raft: Raft) -> None:
-    """Tell the target to campaign once it holds all we do."""
+    """Tell the target to campaign once it holds all we do, and all of it is committed.
+
+    The second is for our callers' sake: what is not committed when we step down ends as unknown.
+    """
     transfer = raft.transfer
     if transfer is None or transfer.asked:
         return
     progress = raft.progress.get(transfer.target)
-    if progress is not None and progress.match_index == raft.log.last_entry.index:
+    if progress is not None and progress.match_index == raft.log.last_entry.index == raft.commit_index:
         transfer.asked = True
         raft.lease_broken = True  # the target is excused from waiting out our silence
         raft.send(transfer.target, raft.message(TimeoutNow))

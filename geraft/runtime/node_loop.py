@@ -473,9 +473,10 @@ class NodeLoop:
             self._parked += calls
 
     def _unpark(self) -> None:
-        parked, self._parked = self._parked, []
-        for call in parked:
-            self.inbox.put(call)
+        parked: list[Waiter] = [*self._parked, *self._wishes_parked]
+        self._parked, self._wishes_parked = [], []
+        for waiter in parked:
+            self.inbox.put(waiter)
 
     def _sweep_parked(self) -> None:
         # A little early: who waits knows only that the time is up, and of a write would have to take that for unknown.
@@ -630,8 +631,9 @@ class NodeLoop:
         log.info("%s: %s leads term %d", self.raft.id, effect.leader or "nobody known", effect.term)
         self._tell_leader_changed(effect.leader)
         self._dispatcher.send(signals.leader_changed, leader_id=effect.leader, term=effect.term)
-        if effect.leader:
+        if effect.leader or is_removed(self.raft):  # nobody tells one who was removed who leads now
             self._unpark()
+        if effect.leader:
             wanted, self._leader_wanted = self._leader_wanted, []
             finish(wanted, [effect.leader] * len(wanted))
 

@@ -231,6 +231,7 @@ class PeerLink:
         self._calls: CallStream | None = None
         self._fetch_channels: set[LazyChannel] = set()
         self._wishes: set[Wish] = set()
+        self._questions: set[object] = set()  # of Raft's, to which no answer has come
         self._dialled = dialled or address
         self.channel = LazyChannel(self._dialled, channel_options(config.message_bytes_max))
         self._appends = PeerStream(
@@ -257,9 +258,11 @@ class PeerLink:
 
     @property
     def busy(self) -> bool:
-        """Whether callers wait for an answer of the peer."""
+        """Whether callers, or we ourselves, wait for an answer of the peer."""
+        if self._wishes or self._questions:
+            return True
         calls = self._calls
-        return bool(self._wishes) or (calls is not None and not calls.broken and calls.unanswered > 0)
+        return calls is not None and not calls.broken and calls.unanswered > 0
 
     def header(self) -> bytes:
         """With which a stream is opened: who we are and whom we mean."""
@@ -501,8 +504,10 @@ class PeerLink:
 
     def _ask(self, method: str, encoded: bytes, on_reply: Callable[[bytes], None]) -> None:
         """One unary request, whose reply comes as an event, if it comes in time."""
+        question = object()
 
         def answered(future: Any) -> None:
+            self._questions.discard(question)
             try:
                 on_reply(future.result())
             except grpc.FutureCancelledError:
@@ -520,4 +525,5 @@ class PeerLink:
             future = rpc.future(encoded, timeout=self._config.election_timeout_seconds, wait_for_ready=True)
         except ValueError:
             return  # the channel was closed meanwhile
+        self._questions.add(question)
         future.add_done_callback(answered)

@@ -18,6 +18,7 @@ from transport_harness import Peer, wait_until
 
 from geraft.client import Client
 from geraft.client.gateway import parse_seeds
+from geraft.client.retry import doubled
 from geraft.errors import (
     ConfigError,
     NodeForked,
@@ -71,6 +72,10 @@ def free_address() -> str:
 
 
 # Calls and their answers
+
+
+def test_pauses_double_up_to_a_limit_for_as_long_as_anybody_waits() -> None:
+    assert [doubled(0.02, times, 0.25) for times in (0, 1, 3, 4, 5000)] == [0.02, 0.04, 0.16, 0.25, 0.25]
 
 
 def test_writes_and_reads_reach_the_leader_from_any_seed(cluster: Cluster) -> None:

@@ -393,6 +393,13 @@ MUTATIONS = (
         ("test_rule_07_a_change_that_could_never_be_committed_is_refused",),
     ),
     Mutation(
+        "a removed leader is not told that it hands over",
+        "election.py",
+        "    asked = raft.configuration.voter_ids | ({raft.forced_by} if forced else set())",
+        "    asked = raft.configuration.voter_ids",
+        ("test_rule_07_a_removed_leader_learns_at_once_that_its_heir_stands_for_election",),
+    ),
+    Mutation(
         "a removed leader stays",
         "changes.py",
         "            transfer.leave(raft)",
@@ -479,7 +486,7 @@ MUTATIONS = (
         "no pre-vote",
         "election.py",
         "        raft.become_pre_candidate()",
-        "        raft.become_candidate(forced=False)",
+        "        raft.become_candidate()",
         ("test_rule_09_a_campaign_starts_with_a_pre_vote_that_changes_nothing",),
     ),
     Mutation(
@@ -576,6 +583,13 @@ MUTATIONS = (
         "        first_index = self.commit_index + 1\n        self.commit_index = index",
         "        first_index = index\n        self.commit_index = index",
         ("test_rule_10_commitment_is_told_once_and_without_gaps",),
+    ),
+    Mutation(
+        "a transfer leaves writes behind that are not committed",
+        "transfer.py",
+        "progress.match_index == raft.log.last_entry.index == raft.commit_index:",
+        "progress.match_index == raft.log.last_entry.index:",
+        ("test_rule_10_a_target_is_asked_once_all_that_we_took_is_committed",),
     ),
     Mutation(
         "a transfer has no end",

@@ -892,6 +892,23 @@ def test_rule_07_a_removed_leader_leads_until_that_is_committed_and_hands_over()
     assert raft.role is Role.FOLLOWER, "whether anybody took over or not"
 
 
+def test_rule_07_a_removed_leader_learns_at_once_that_its_heir_stands_for_election() -> None:
+    """As nobody asks for its vote, it would lead on until a heartbeat is answered, and keep its callers waiting."""
+    heir = make_raft([1])
+    removal = configuration_batch(2, 3, configuration("13"))
+    write(heir, tell(heir, from_peer(AppendEntries, term=2, prev=EntryId(1, 2), batches=(removal,), commit_index=3)))
+    effects = tell(heir, from_peer(TimeoutNow, term=2))
+    asked = {send.to for persist in only(effects, Persist) for send in persist.then}
+    assert asked == {"2", "3"}
+    assert "2" in heir.addresses, "so it must stay reachable"
+    write(heir, effects)
+    tell(heir, from_peer(RequestVoteReply, term=3, granted=True))
+    assert heir.role is Role.CANDIDATE, "its vote counts for nothing"
+    tell(heir, from_peer(RequestVoteReply, "3", term=3, granted=True))
+    assert heir.role is Role.LEADER
+    assert heir.addresses.keys() == {"3"}
+
+
 def test_rule_07_a_removed_server_gets_its_removal() -> None:
     raft = make_leader()
     effects = change(raft, RemoveServer(id="3"))
@@ -1080,6 +1097,16 @@ def test_rule_10_commitment_is_told_once_and_without_gaps() -> None:
             assert committed.first_index == told + 1
             told = committed.last_index
     assert told == raft.log.last_entry.index
+
+
+def test_rule_10_a_target_is_asked_once_all_that_we_took_is_committed() -> None:
+    """What is not would end as unknown for its callers when we step down, though most of it is committed later."""
+    raft = make_leader()
+    effects = tell(raft, Propose(token=1, commands=(b"x",)))
+    effects += tell(raft, TransferRequested(token=2, target="2"))
+    effects += acknowledge(raft, raft.log.last_entry.index, "2")
+    assert sent(effects, TimeoutNow) == [], "our own disk does not have it yet, nor has 3"
+    assert sent(acknowledge(raft, raft.log.last_entry.index, "3"), TimeoutNow, "2")
 
 
 def test_rule_10_a_transfer_always_ends() -> None:

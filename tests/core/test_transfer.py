@@ -43,7 +43,9 @@ def test_without_a_name_the_most_caught_up_voter_is_the_target() -> None:
     raft = make_leader()
     tell(raft, Propose(token=1, commands=(b"x",)))
     acknowledge(raft, 3, "3")
-    assert sent(tell(raft, TransferRequested(token=2)), TimeoutNow, "3")
+    tell(raft, TransferRequested(token=2))
+    assert raft.transfer is not None and raft.transfer.target == "3"
+    assert sent(acknowledge(raft, 3, "2"), TimeoutNow, "3")
 
 
 def test_no_writes_are_taken_meanwhile() -> None:

@@ -14,6 +14,8 @@ from node_stories import BRISK, Heard, Nodes, key_value_app, running
 from geraft import Config, MakeSnapshot, MemoryRepository, MemoryStorage, RaftApp, RaftNode, signals, to_raft_app
 from geraft.errors import NodeStopped, NoLeader, OutcomeUnknown, ReadFailed, ReadTimeout, TransferFailed
 from geraft.kv import KeyValueApp, decode_value, get, put
+from geraft.runtime.hub import monotonic
+from geraft.runtime.wishes import Transfer
 from geraft.testing.cluster import wait_until
 
 
@@ -247,6 +249,45 @@ def test_without_a_quorum_callers_are_told_how_many_voters_answer() -> None:
         assert decode_value(survivor.read(get("settled"), "stale")) == b"1"
         with pytest.raises(NoLeader, match="1 of 3 voters answers"):
             survivor.wait_for_leader(timeout_seconds=0.3)
+
+
+def test_callers_on_a_leader_that_is_removed_are_told_as_soon_as_it_has_handed_over() -> None:
+    with running() as nodes:
+        leader, others = nodes.leader(), nodes.followers()
+        told: list[BaseException] = []
+
+        def write() -> None:
+            try:
+                while True:
+                    leader.apply(put("during", b"removal"), timeout_seconds=30)
+            except BaseException as error:
+                told.append(error)
+
+        with ThreadPoolExecutor(8) as callers:
+            for _ in range(8):
+                callers.submit(write)
+            wait_until("a write went through", lambda: decode_value(leader.read(get("during"), "stale")))
+            leader.remove_server(leader.id)
+            began = time.monotonic()
+            leader._supervisor._ticker.interval_seconds = 30.0  # it is events that end their waiting
+        assert time.monotonic() - began < 5.0
+        assert [type(error) for error in told if not isinstance(error, NoLeader | OutcomeUnknown)] == []
+        assert len(told) == 8
+        assert nodes.leader(*(node.id for node in others)) in others
+
+
+def test_a_wish_that_waits_for_a_leader_is_passed_on_as_soon_as_one_is_known() -> None:
+    with running() as nodes:
+        leader, (heir, other) = nodes.leader(), nodes.followers()
+        supervisor = other._supervisor
+        supervisor._ticker.interval_seconds = 30.0
+        time.sleep(0.1)  # the last tick that was under way
+        wish = Transfer(leader.id, monotonic() + 10.0, forwarded=False)
+        assert supervisor._hub is not None
+        supervisor._hub.call(supervisor._loop.park_wish, wish, timeout_seconds=5.0)
+        leader.transfer_leadership(heir.id)
+        assert nodes.leader(leader.id, heir.id, other.id) is not None
+        wish.result(5.0, lambda: AssertionError("it still waits"))
 
 
 class Blank(RaftApp):
