@@ -70,16 +70,25 @@ def held(cluster: Cluster, node: str, prefix: str) -> dict[str, bytes]:
     return dict(decode_pairs(reply))
 
 
+def voters(client: Client) -> set[str]:
+    info = client.cluster_info()
+    return {member.id for member in info.members} - {member.id for member in info.learners}
+
+
+def wait_until_voters(client: Client, *nodes: str) -> None:
+    wait_until(f"the voters are {nodes}", lambda: voters(client) == set(nodes))
+
+
 def assert_nothing_lost(cluster: Cluster, writers: Writers) -> None:
     """Every acknowledged write is on every node, and all nodes hold the same."""
     cluster.wait_until_even()
     assert writers.acknowledged
     held_by = {node: held(cluster, node, writers.prefix) for node in cluster.members}
-    first = held_by.pop("n1")
+    name, first = held_by.popitem()
     missing = {key for key, value in writers.acknowledged.items() if first.get(key) != value}
     assert not missing
     for node, pairs in held_by.items():
-        assert pairs == first, f"{node} and n1 differ"
+        assert pairs == first, f"{node} and {name} differ"
 
 
 def read_there(address: str, request: bytes, timeout_seconds: float) -> bytes:

@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from cluster_stories import Writers, assert_nothing_lost, held
+from cluster_stories import Writers, assert_nothing_lost, held, voters, wait_until_voters
 
+from geraft.cli.serve import LOG_NAMES
 from geraft.client import Client
 from geraft.errors import CatchUpFailed, MembershipRefused
 from geraft.kv import decode_value, get, put
@@ -26,15 +28,6 @@ def geraft(*arguments: str) -> str:
         [sys.executable, "-m", "geraft", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
     return done.stdout if done.returncode == 0 else done.stdout + "failed: " + done.stderr
-
-
-def voters(client: Client) -> set[str]:
-    info = client.cluster_info()
-    return {member.id for member in info.members} - {member.id for member in info.learners}
-
-
-def wait_until_voters(client: Client, *nodes: str) -> None:
-    wait_until(f"the voters are {nodes}", lambda: voters(client) == set(nodes))
 
 
 def write_through_every_node(cluster: Cluster, prefix: str, count: int = 20) -> None:
@@ -67,6 +60,7 @@ def test_one_node_grows_to_eight_step_by_step_and_all_survive_a_power_cut(one: C
     """Each joins through another one. What is written meanwhile is on all of them, and so is the membership."""
     cluster = one
     with cluster.client(30) as client, Writers(cluster, "growing", callers=2) as writers:
+        write_through_every_node(cluster, "of-1")
         for number in range(2, 9):
             cluster.add(f"n{number}", join=[f"n{number - 1}"])
             if number in (3, 5, 8):
@@ -166,14 +160,18 @@ def test_a_leader_is_removed_and_comes_back_over_another_store(tmp_path: Path) -
         cluster.wait_until_even()
 
 
-def test_a_cluster_that_lost_two_of_three_is_recovered(tmp_path: Path) -> None:
-    with Cluster(tmp_path) as cluster:
+@pytest.mark.parametrize("storage", ["sqlite", "file", pytest.param("rocksdb", marks=pytest.mark.long)])
+def test_a_cluster_that_lost_two_of_three_is_recovered(tmp_path: Path, storage: str) -> None:
+    if storage == "rocksdb" and find_spec("rocksdict") is None:
+        pytest.skip("the extra rocksdb is not installed")
+    kind = ["--storage", storage]
+    with Cluster(tmp_path, options=kind) as cluster:
         with cluster.client() as client:
             for number in range(20):
                 client.apply(put(f"kept/{number}", b"%d" % number))
         cluster.wait_until_even()
         data = ["--data-dir", str(cluster.data("n1"))]
-        assert "log.db" in geraft("recover", *data), "not while it runs"
+        assert f"{LOG_NAMES[storage]} is in use" in geraft("recover", *data), "not while it runs"
         for node in cluster.members:
             cluster.kill(node)
         looked = geraft("recover", *data)
@@ -181,12 +179,13 @@ def test_a_cluster_that_lost_two_of_three_is_recovered(tmp_path: Path) -> None:
         assert "nothing was changed" in looked
         done = geraft("recover", *data, "--yes-i-accept-that-acknowledged-writes-may-be-lost")
         assert "What to do next" in done, done
+        assert (" ".join(kind) in done) is (storage != "sqlite"), "how to start it again"
 
         address = cluster.address("n1")
         old = {node: cluster.members.pop(node) for node in ("n2", "n3")}
         with pytest.raises(DidNotStart, match="without bootstrap"):
             cluster.start("n1")  # its bootstrap list names the old cluster
-        recovered = NodeProcess("n1", ["--id", "n1", "--listen", address, *data], tmp_path / "n1.log")
+        recovered = NodeProcess("n1", ["--id", "n1", "--listen", address, *data, *kind], tmp_path / "n1.log")
         cluster.nodes["n1"] = recovered
         recovered.start()
         recovered.wait_until_ready()

@@ -57,6 +57,10 @@ def test_a_node_that_starts_after_1000_writes_and_compaction_catches_up(tmp_path
             assert held(cluster, "n3", "early") == written
             assert held(cluster, "n3", "late") == late
             assert "installed snapshot" in cluster.nodes["n3"].said()
+            cluster.add("n4")  # one that is not among the founders
+            cluster.wait_until_even()
+            assert held(cluster, "n4", "early") == written
+            assert "installed snapshot" in cluster.nodes["n4"].said()
         finally:
             cluster.stop()
 
