@@ -5,6 +5,7 @@ from geraft.app import MakeSnapshot, RaftApp
 from geraft.client import Client
 from geraft.config import Config
 from geraft.core.membership import Member
+from geraft.host import RaftHost
 from geraft.node import RaftNode
 from geraft.per_process import PerProcess
 from geraft.runtime.hub import Consistency
@@ -30,6 +31,7 @@ __all__ = [
     "PeerStatus",
     "PerProcess",
     "RaftApp",
+    "RaftHost",
     "RaftNode",
     "RaftStorage",
     "RocksdbStorage",

@@ -34,6 +34,7 @@ from geraft.errors import (
 )
 from geraft.runtime.hub import Call, CallKind, Consistency, SessionWrite, monotonic
 from geraft.runtime.node_loop import LeaderWanted
+from geraft.runtime.shared import SharedRuntime
 from geraft.runtime.status import ClusterInfo, NodeStatus
 from geraft.runtime.supervisor import Phase, Supervisor
 from geraft.runtime.wishes import Change, Transfer, Wish
@@ -67,7 +68,7 @@ class RaftNode:
     dial: for the address of a member, the one to reach it by from here, where that is another one: a tunnel, a proxy.
 
     server: a gRPC server of yours that serves the node beside your own services, at the address `listen`;
-    make_raft_service tells what it needs.
+    make_raft_service tells what it needs. shared, group: for RaftHost.node, which makes the nodes of many groups.
 
     Every method may be called from any thread and any greenlet, patched or not, and blocks only its caller.
     A node starts once. In a forked child it raises NodeForked: start one in the child.
@@ -88,6 +89,8 @@ class RaftNode:
         config: Config | None = None,
         dial: Mapping[str, str] | None = None,
         server: grpc.Server | None = None,
+        shared: SharedRuntime | None = None,
+        group: str = "",
     ) -> None:
         if not isinstance(app, RaftApp):
             raise ConfigError("app must be a RaftApp; make one of a SimpleRaftApp with to_raft_app(app, repository)")
@@ -99,16 +102,18 @@ class RaftNode:
                 raise ConfigError("the bootstrap list is empty: name at least this node")
             for voter, address in bootstrap.items():
                 _check_id(voter)
-                _check_address(address, "bootstrap address")
+                check_address(address, "bootstrap address")
         if listen:
-            _check_address(listen, "listen")
+            check_address(listen, "listen")
         if advertise:
-            _check_address(advertise, "advertise")
+            check_address(advertise, "advertise")
         seeds = _seeds(join, bootstrap, listen, advertise)
         for address, dialled in (dial or {}).items():
-            _check_address(address, "each address in dial")
-            _check_address(dialled, "each address in dial")
+            check_address(address, "each address in dial")
+            check_address(dialled, "each address in dial")
         self.id = id
+        self.group = group
+        """Which of the groups of its RaftHost it belongs to; empty for a node with a server of its own."""
         self._supervisor = Supervisor(
             app,
             storage,
@@ -123,10 +128,13 @@ class RaftNode:
             advertise=advertise,
             dial=dial,
             door=Door(server) if server is not None else None,
+            shared=shared,
+            group=group,
         )
 
     def __repr__(self) -> str:
-        return f"<RaftNode {self.id} at {self.address}, {self._supervisor.phase.value}>"
+        of = f" of {self.group}" if self.group else ""
+        return f"<RaftNode {self.id}{of} at {self.address}, {self._supervisor.phase.value}>"
 
     # Life
 
@@ -137,7 +145,7 @@ class RaftNode:
         Raises StorageError for a store that is locked, corrupt, foreign or too new, BootstrapRefused, JoinRefused,
         AddressInUse, GrpcHubTaken; the node then holds nothing and can't be started again.
         """
-        _check_timeout(timeout_seconds)
+        check_timeout(timeout_seconds)
         self._supervisor.start(timeout_seconds)
         _running.add(self)
         return self
@@ -148,7 +156,7 @@ class RaftNode:
         Blocks at most timeout_seconds, by default Config.stop_timeout_seconds.
         """
         if timeout_seconds is not None:
-            _check_timeout(timeout_seconds)
+            check_timeout(timeout_seconds)
         _running.discard(self)
         self._supervisor.stop(self.config.stop_timeout_seconds if timeout_seconds is None else timeout_seconds)
 
@@ -161,6 +169,11 @@ class RaftNode:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes part: it was started, and neither was stopped nor failed."""
+        return self._supervisor.phase is Phase.RUNNING
 
     @property
     def address(self) -> str:
@@ -182,7 +195,7 @@ class RaftNode:
         OutcomeUnknown if the node did not come to it in time. It is forgotten when the node restarts. What must be
         equal on all nodes is for the caller to set on each, as `geraft config set` does; leases stay sound meanwhile.
         """
-        _check_timeout(timeout_seconds)
+        check_timeout(timeout_seconds)
         tuning = self._supervisor.tuning(changes)
         self._supervisor.put(tuning)
         config: Config = tuning.result(
@@ -227,7 +240,7 @@ class RaftNode:
             raise CommandTooLarge(
                 f"the command has {len(command)} bytes, more than command_bytes_max={self.config.command_bytes_max}"
             )
-        _check_timeout(timeout_seconds)
+        check_timeout(timeout_seconds)
 
     def _send_of_session(self, kind: CallKind, command: bytes, session: SessionWrite, deadline: float) -> Any:
         call = Call(kind, command, deadline=deadline, session=session)
@@ -264,7 +277,7 @@ class RaftNode:
                 raise ConfigError(
                     f"consistency must be one of {', '.join(_CONSISTENCIES)}, not {consistency!r}"
                 ) from None
-        _check_timeout(timeout_seconds)
+        check_timeout(timeout_seconds)
         call = Call(
             CallKind.READ,
             request,
@@ -287,7 +300,7 @@ class RaftNode:
         Blocks until it is recorded durably. With nothing applied since the newest one, gives the index of that; 0 if
         nothing was ever applied. Raises SnapshotFailed if the app could not make one, or not in time.
         """
-        _check_timeout(timeout_seconds)
+        check_timeout(timeout_seconds)
         index: int = self._supervisor.take_snapshot().result(
             timeout_seconds, lambda: SnapshotFailed(f"no snapshot was made within {timeout_seconds} s; it may still be")
         )
@@ -297,7 +310,7 @@ class RaftNode:
 
     def wait_for_leader(self, timeout_seconds: float = 10.0) -> str:
         """Block until this node knows a leader, and give its id. Raises NoLeader, with the reason, in the end."""
-        _check_timeout(timeout_seconds)
+        check_timeout(timeout_seconds)
         wanted = LeaderWanted(monotonic() + timeout_seconds)
         self._supervisor.put(wanted)
         leader_id: str = wanted.result(timeout_seconds, lambda: NoLeader(self._supervisor.why_no_leader()))
@@ -310,7 +323,7 @@ class RaftNode:
         was given up after an election timeout. New writes wait meanwhile. Raises TransferFailed if leadership stayed
         where it was, NoLeader if there is none.
         """
-        _check_timeout(timeout_seconds)
+        check_timeout(timeout_seconds)
         transfer = Transfer(target, monotonic() + timeout_seconds, forwarded=False)
         self._ask(transfer, timeout_seconds, lambda: TransferFailed(f"no outcome within {timeout_seconds} s"))
 
@@ -324,7 +337,7 @@ class RaftNode:
         and ask again.
         """
         _check_id(id)
-        _check_address(address, "address")
+        check_address(address, "address")
         self._change(AddServer(id=id, address=address, learner=learner), timeout_seconds)
 
     def remove_server(self, id: str, *, timeout_seconds: float = 30.0) -> None:
@@ -364,7 +377,7 @@ class RaftNode:
         self._change(change, timeout_seconds)
 
     def _change(self, change: MembershipChange, timeout_seconds: float) -> None:
-        _check_timeout(timeout_seconds)
+        check_timeout(timeout_seconds)
         wish = Change(change, monotonic() + timeout_seconds)
         unknown = (
             f"the change was not complete within {timeout_seconds} s: look at the members, and ask again if need be"
@@ -472,7 +485,8 @@ TIMEOUT_SECONDS_MAX = 1e8
 """Some three years: what every clock and lock can count."""
 
 
-def _check_timeout(timeout_seconds: float) -> None:
+def check_timeout(timeout_seconds: float) -> None:
+    """Raises ConfigError."""
     try:
         if 0 <= timeout_seconds <= TIMEOUT_SECONDS_MAX:
             return
@@ -492,7 +506,7 @@ def _seeds(
     if bootstrap is not None:
         raise ConfigError("bootstrap founds a cluster and join enters one: pass one of them")
     for seed in seeds:
-        _check_address(seed, "join address")
+        check_address(seed, "join address")
     host = (advertise or listen).rpartition(":")[0]
     if host in ("", "0.0.0.0", "[::]"):
         raise ConfigError(f"pass advertise, the address under which the others reach this node; {host!r} is none")
@@ -504,7 +518,7 @@ def _members(given: Mapping[str, str] | Iterable[str]) -> tuple[Member, ...]:
     for id, address in addresses.items():
         _check_id(id)
         if address:
-            _check_address(address, "address")
+            check_address(address, "address")
     return tuple(Member(id, addresses[id]) for id in sorted(addresses))
 
 
@@ -513,7 +527,8 @@ def _check_id(id: str) -> None:
         raise ConfigError(f"a node id is 1 to 255 characters without spaces, commas and equal signs, not {id!r}")
 
 
-def _check_address(address: str, what: str) -> None:
+def check_address(address: str, what: str) -> None:
+    """Raises ConfigError."""
     host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
     if not host or not colon or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{what} must be host:port, not {address!r}")

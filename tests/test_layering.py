@@ -30,12 +30,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"storage", *CORE_TYPES, *PLAIN},
     "runtime.hub": {"errors", "config"},  # below transport, so it knows nothing of it
     "runtime.wishes": {"runtime.hub", *CORE_TYPES},  # so does this
-    "transport": {"transport", "runtime.hub", "runtime.wishes", *CORE_TYPES, *PLAIN},
+    "runtime.pool": {"runtime.hub"},
+    "transport": {"transport", "runtime.hub", "runtime.pool", "runtime.wishes", *CORE_TYPES, *PLAIN},
     "runtime": {"runtime", "core", "storage.base", "transport", "app", "sessions", "signals", *PLAIN},
     "simple": {"app", "errors"},
     "client": {"client", "transport", "runtime.hub", "runtime.status", "runtime.wishes", *CORE_TYPES, *PLAIN},
     "recovery": {"storage.base", "core.entries", "core.membership", "errors"},
     "node": {"node", "runtime", "core", "storage", "transport", "app", "signals", "client", *PLAIN},
+    "host": {"node", "runtime.hub", "runtime.pool", "runtime.shared", "storage.base", "transport", "app", *PLAIN},
     "service": {"node", "runtime.hub", "storage.base", "transport", "app", *PLAIN},
     "kv": {"kv", "app", "simple", "errors", "pb"},
     "cli": {"*"},

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -61,6 +61,13 @@ STORAGES = [*LOG_NAMES, "memory"]
     help="Members of a cluster that this node shall join. On later starts it may stay or go.",
 )
 @click.option("--learner", is_flag=True, help="With --join: stay a learner, a read replica that does not vote.")
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="NAME",
+    help="Hold a node of this group; again for each further group of this process. Each is a cluster of its own.",
+)
 @click.option("--cluster-name", default="", help="Of a new cluster, to tell it from others at a glance.")
 @click.option(
     "--storage",
@@ -131,6 +138,7 @@ def serve(
     join: tuple[str, ...] | None,
     learner: bool,
     dial: dict[str, str] | None,
+    groups: tuple[str, ...],
     cluster_name: str,
     storage: str,
     sync: str,
@@ -160,6 +168,9 @@ def serve(
     \b
     Example: a fourth one joins them
       geraft serve --id n4 --listen 127.0.0.1:7004 --data-dir n4 --join 127.0.0.1:7001,127.0.0.1:7002
+    \b
+    Example: two stores in one process, to be told apart with kv --group
+      geraft serve --id n1 --listen 127.0.0.1:7001 --data-dir n1 --bootstrap n1=127.0.0.1:7001 --group a --group b
     """
     if storage != "memory" and data_dir is None:
         raise click.UsageError(f"--storage {storage} needs --data-dir")
@@ -172,6 +183,10 @@ def serve(
         raise click.UsageError(f"--bootstrap must name this node too: {node_id}=HOST:PORT")
     if learner and join is None:
         raise click.UsageError("--learner is for a node that joins: give --join too")
+    if groups and callers is not None:
+        raise click.UsageError("--callers is for a node without a group")
+    if len(set(groups)) < len(groups):
+        raise click.UsageError(f"a group is named twice: {', '.join(groups)}")
     logging.basicConfig(
         level=log_level.upper(), format=f"%(asctime)s {node_id} %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -183,13 +198,38 @@ def serve(
         monkey.get_original("_thread", "start_new_thread")(_wait_until_stdin_closes, ())
 
     from geraft.config import Config
+    from geraft.host import RaftHost
     from geraft.kv import KeyValueApp
     from geraft.node import RaftNode
     from geraft.plugins import load_plugins
+    from geraft.transport.groups import check_group
 
+    for group in groups:
+        check_group(group)
     load_plugins()
     if factory is None:
         factory = partial(KeyValueApp, snapshot_every=snapshot_every)
+    config = Config(compaction_interval_seconds=compaction_interval_seconds, trailing_entries=trailing_entries)
+    place = f"its data in {data_dir}" if storage != "memory" else "its data in memory"
+    if groups:
+        at = listen or advertise or (bootstrap or {}).get(node_id, "")
+        with RaftHost(at, advertise=advertise or "", config=config, dial=dial) as host:
+            for group in groups:
+                app, store = make_app_and_storage(storage, data_dir / group if data_dir else None, sync, factory)
+                host.node(
+                    group,
+                    app,
+                    store,
+                    id=node_id,
+                    bootstrap=bootstrap,
+                    cluster_name=cluster_name,
+                    join=join,
+                    learner=learner,
+                ).start()
+            held = f"groups {', '.join(groups)}" if len(groups) <= 10 else f"{len(groups)} groups"
+            click.echo(f"{node_id} is ready on {host.address} with {held}, {place}; Ctrl-C stops it")
+            run_until(list(host.nodes.values()), stopping)
+        return
     app, store = make_app_and_storage(storage, data_dir, sync, factory)
     node = RaftNode(
         app,
@@ -202,7 +242,7 @@ def serve(
         advertise=advertise or "",
         cluster_name=cluster_name,
         dial=dial,
-        config=Config(compaction_interval_seconds=compaction_interval_seconds, trailing_entries=trailing_entries),
+        config=config,
     )
     node.start()
     try:
@@ -210,9 +250,8 @@ def serve(
             from geraft.testing.chaos.callers import call_from_within
 
             call_from_within(node, callers)
-        place = f"its data in {data_dir}" if storage != "memory" else "its data in memory"
         click.echo(f"{node_id} is ready on {node.address}, {place}; Ctrl-C stops it")
-        run_until(node, stopping)
+        run_until([node], stopping)
     finally:
         node.stop()
 
@@ -254,10 +293,12 @@ def _durable_storage(storage: str, data_dir: Path, sync: str) -> RaftStorage:
     return RocksdbStorage(path) if storage == "rocksdb" else FileStorage(path)
 
 
-def run_until(node: RaftNode, stopping: threading.Event) -> None:
-    """Wait for the event; raises NodeStopped if the node fails before."""
+def run_until(nodes: Sequence[RaftNode], stopping: threading.Event) -> None:
+    """Wait for the event; raises NodeStopped if a node fails before."""
     while not stopping.wait(0.5):
-        node.status()
+        for node in nodes:
+            if not node.running:
+                node.status()
 
 
 def _wait_until_stdin_closes() -> None:

@@ -260,6 +260,20 @@ class Raft:
         """The number of the Persist effect that this step ends with, if it needs one."""
         return self._persists_sent + 1
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether the disk has all that we know."""
+        return (
+            self.durable_term == self.term
+            and self.durable_index == self.log.last_entry.index
+            and self._persists_done == self._persists_sent
+        )
+
+    @property
+    def longest_step_seconds(self) -> float:
+        """Time that passes between two ticks; whatever is longer is taken for a pause of our own."""
+        return min(self.settings.acceptable_pause_seconds, self.settings.election_timeout_seconds / 2)
+
     def message(self, kind: type[Any], **fields: Any) -> Any:
         """A message of ours in our term."""
         return kind(sender=self.id, sender_store=self.store_id, term=self.term, **fields)
@@ -447,8 +461,7 @@ class Raft:
         if passed < 0:
             return
         self.now = event.now_seconds
-        settings = self.settings
-        paused = passed - min(settings.acceptable_pause_seconds, settings.election_timeout_seconds / 2)
+        paused = passed - self.longest_step_seconds
         if paused > 0:
             # We did not run, so we could not hear: the silence of the others is no news. A part of it counts all the
             # same, or a server that stumbles from pause to pause would never miss anybody.

@@ -54,6 +54,47 @@ ENTRY_KIND_SESSION: EntryKind.ValueType  # 4
 """Of a client's session: each command is a serialized SessionCommand."""
 Global___EntryKind: _TypeAlias = EntryKind  # noqa: Y015
 
+class _ItemKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ItemKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ItemKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ITEM_KIND_UNSPECIFIED: _ItemKind.ValueType  # 0
+    ITEM_KIND_APPEND_ENTRY_REQ: _ItemKind.ValueType  # 1
+    """Requests one way, and their replies the other: each a serialized message of that name."""
+    ITEM_KIND_APPEND_ENTRY_REP: _ItemKind.ValueType  # 2
+    ITEM_KIND_HEARTBEAT_REQ: _ItemKind.ValueType  # 3
+    ITEM_KIND_HEARTBEAT_REP: _ItemKind.ValueType  # 4
+    ITEM_KIND_REQUEST_VOTE_REQ: _ItemKind.ValueType  # 5
+    ITEM_KIND_REQUEST_VOTE_REP: _ItemKind.ValueType  # 6
+    ITEM_KIND_REST_REQ: _ItemKind.ValueType  # 7
+    ITEM_KIND_REST_REP: _ItemKind.ValueType  # 8
+    ITEM_KIND_PULSE_REQ: _ItemKind.ValueType  # 9
+    """The process lives, and with it every leader in it that rests; no bytes. Answered at once."""
+    ITEM_KIND_PULSE_REP: _ItemKind.ValueType  # 10
+    ITEM_KIND_NOT_HEARD: _ItemKind.ValueType  # 11
+    """An item was not heard: a serialized NotHeard."""
+
+class ItemKind(_ItemKind, metaclass=_ItemKindEnumTypeWrapper): ...
+
+ITEM_KIND_UNSPECIFIED: ItemKind.ValueType  # 0
+ITEM_KIND_APPEND_ENTRY_REQ: ItemKind.ValueType  # 1
+"""Requests one way, and their replies the other: each a serialized message of that name."""
+ITEM_KIND_APPEND_ENTRY_REP: ItemKind.ValueType  # 2
+ITEM_KIND_HEARTBEAT_REQ: ItemKind.ValueType  # 3
+ITEM_KIND_HEARTBEAT_REP: ItemKind.ValueType  # 4
+ITEM_KIND_REQUEST_VOTE_REQ: ItemKind.ValueType  # 5
+ITEM_KIND_REQUEST_VOTE_REP: ItemKind.ValueType  # 6
+ITEM_KIND_REST_REQ: ItemKind.ValueType  # 7
+ITEM_KIND_REST_REP: ItemKind.ValueType  # 8
+ITEM_KIND_PULSE_REQ: ItemKind.ValueType  # 9
+"""The process lives, and with it every leader in it that rests; no bytes. Answered at once."""
+ITEM_KIND_PULSE_REP: ItemKind.ValueType  # 10
+ITEM_KIND_NOT_HEARD: ItemKind.ValueType  # 11
+"""An item was not heard: a serialized NotHeard."""
+Global___ItemKind: _TypeAlias = ItemKind  # noqa: Y015
+
 class _Consistency:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -121,6 +162,7 @@ class Header(_message.Message):
     RECEIVER_FIELD_NUMBER: _builtins.int
     SENDER_STORE_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """Cluster of the sender."""
     sender: _builtins.str
@@ -131,6 +173,8 @@ class Header(_message.Message):
     """Identity of the store that holds the sender's log and vote."""
     term: _builtins.int
     """Current term of the sender; in a pre-vote request and a granting reply to it, the term to campaign in."""
+    group: _builtins.str
+    """The group, where the processes hold several; else empty."""
     def __init__(
         self,
         *,
@@ -139,10 +183,11 @@ class Header(_message.Message):
         receiver: _builtins.str = ...,
         sender_store: _builtins.str = ...,
         term: _builtins.int = ...,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "receiver", b"receiver", "sender", b"sender", "sender_store", b"sender_store", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "group", b"group", "receiver", b"receiver", "sender", b"sender", "sender_store", b"sender_store", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -743,6 +788,143 @@ class GetSnapshotRep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSnapshotRep: _TypeAlias = GetSnapshotRep  # noqa: Y015
+
+@_typing.final
+class Parcel(_message.Message):
+    """What waits to leave for another process when the message goes. The groups are named in the headers of the items."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___Item] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Parcel: _TypeAlias = Parcel  # noqa: Y015
+
+@_typing.final
+class Item(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___ItemKind.ValueType
+    message: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        kind: Global___ItemKind.ValueType = ...,
+        message: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Item: _TypeAlias = Item  # noqa: Y015
+
+@_typing.final
+class RestReq(_message.Message):
+    """A leader that has nothing to do offers its followers to rest: from then on the pulses of its process stand for its
+    heartbeats, and their answers for those of the follower.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    LAST_ENTRY_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of the offer; 0: the leader does not rest any more."""
+    @_builtins.property
+    def header(self) -> Global___Header: ...
+    @_builtins.property
+    def last_entry(self) -> Global___EntryId:
+        """The last entry of the leader's log, committed and applied."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___Header | None = ...,
+        last_entry: Global___EntryId | None = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "last_entry", b"last_entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "last_entry", b"last_entry", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestReq: _TypeAlias = RestReq  # noqa: Y015
+
+@_typing.final
+class RestRep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RESTING_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of the offer that is answered."""
+    resting: _builtins.bool
+    """Whether the follower rests. False also comes later, when it was woken."""
+    @_builtins.property
+    def header(self) -> Global___Header: ...
+    def __init__(
+        self,
+        *,
+        header: Global___Header | None = ...,
+        number: _builtins.int = ...,
+        resting: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "number", b"number", "resting", b"resting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestRep: _TypeAlias = RestRep  # noqa: Y015
+
+@_typing.final
+class NotHeard(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    RECEIVER_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    UNKNOWN_GROUP_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """Repeated from the header of the item."""
+    receiver: _builtins.str
+    sentence: _builtins.str
+    """Why, and what to do."""
+    unknown_group: _builtins.bool
+    """The process holds no such group (yet)."""
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        receiver: _builtins.str = ...,
+        sentence: _builtins.str = ...,
+        unknown_group: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "receiver", b"receiver", "sentence", b"sentence", "unknown_group", b"unknown_group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NotHeard: _TypeAlias = NotHeard  # noqa: Y015
 
 @_typing.final
 class TakeSnapshotReq(_message.Message):

@@ -49,6 +49,11 @@ class RaftStub:
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.HeartbeatReq.SerializeToString,
                 response_deserializer=geraft_dot_pb_dot_geraft__pb2.HeartbeatRep.FromString,
                 _registered_method=True)
+        self.Carry = channel.stream_stream(
+                '/geraft.Raft/Carry',
+                request_serializer=geraft_dot_pb_dot_geraft__pb2.Parcel.SerializeToString,
+                response_deserializer=geraft_dot_pb_dot_geraft__pb2.Parcel.FromString,
+                _registered_method=True)
         self.GetSnapshot = channel.unary_stream(
                 '/geraft.Raft/GetSnapshot',
                 request_serializer=geraft_dot_pb_dot_geraft__pb2.GetSnapshotReq.SerializeToString,
@@ -157,6 +162,14 @@ class RaftServicer:
 
     def SendHeartbeat(self, request_iterator, context):
         """Heartbeats on a stream of their own, so that a large entry on the replication stream does not delay them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Carry(self, request_iterator, context):
+        """Between two processes with many groups each: what SendAppendEntry, SendHeartbeat and RequestVote are between two
+        servers, for all of the groups. Opened twice: for appends, and for what must not wait behind them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -298,6 +311,11 @@ def add_RaftServicer_to_server(servicer, server):
                     servicer.SendHeartbeat,
                     request_deserializer=geraft_dot_pb_dot_geraft__pb2.HeartbeatReq.FromString,
                     response_serializer=geraft_dot_pb_dot_geraft__pb2.HeartbeatRep.SerializeToString,
+            ),
+            'Carry': grpc.stream_stream_rpc_method_handler(
+                    servicer.Carry,
+                    request_deserializer=geraft_dot_pb_dot_geraft__pb2.Parcel.FromString,
+                    response_serializer=geraft_dot_pb_dot_geraft__pb2.Parcel.SerializeToString,
             ),
             'GetSnapshot': grpc.unary_stream_rpc_method_handler(
                     servicer.GetSnapshot,
@@ -466,6 +484,33 @@ class Raft:
             '/geraft.Raft/SendHeartbeat',
             geraft_dot_pb_dot_geraft__pb2.HeartbeatReq.SerializeToString,
             geraft_dot_pb_dot_geraft__pb2.HeartbeatRep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Carry(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/geraft.Raft/Carry',
+            geraft_dot_pb_dot_geraft__pb2.Parcel.SerializeToString,
+            geraft_dot_pb_dot_geraft__pb2.Parcel.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class RaftStub:
     """
     SendHeartbeat: _grpc.StreamStreamMultiCallable[_geraft_pb2.HeartbeatReq, _geraft_pb2.HeartbeatRep]
     """Heartbeats on a stream of their own, so that a large entry on the replication stream does not delay them."""
+    Carry: _grpc.StreamStreamMultiCallable[_geraft_pb2.Parcel, _geraft_pb2.Parcel]
+    """Between two processes with many groups each: what SendAppendEntry, SendHeartbeat and RequestVote are between two
+    servers, for all of the groups. Opened twice: for appends, and for what must not wait behind them.
+    """
     GetSnapshot: _grpc.UnaryStreamMultiCallable[_geraft_pb2.GetSnapshotReq, _geraft_pb2.GetSnapshotRep]
     """A member pulls a snapshot from the leader that offered it: the record first, then the app's bytes in chunks.
     NOT_FOUND if the receiver does not hold it (any more).
@@ -95,6 +99,10 @@ class RaftAsyncStub(RaftStub):
     """
     SendHeartbeat: _aio.StreamStreamMultiCallable[_geraft_pb2.HeartbeatReq, _geraft_pb2.HeartbeatRep]  # type: ignore[assignment]
     """Heartbeats on a stream of their own, so that a large entry on the replication stream does not delay them."""
+    Carry: _aio.StreamStreamMultiCallable[_geraft_pb2.Parcel, _geraft_pb2.Parcel]  # type: ignore[assignment]
+    """Between two processes with many groups each: what SendAppendEntry, SendHeartbeat and RequestVote are between two
+    servers, for all of the groups. Opened twice: for appends, and for what must not wait behind them.
+    """
     GetSnapshot: _aio.UnaryStreamMultiCallable[_geraft_pb2.GetSnapshotReq, _geraft_pb2.GetSnapshotRep]  # type: ignore[assignment]
     """A member pulls a snapshot from the leader that offered it: the record first, then the app's bytes in chunks.
     NOT_FOUND if the receiver does not hold it (any more).
@@ -159,6 +167,16 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_geraft_pb2.HeartbeatRep], _abc.AsyncIterator[_geraft_pb2.HeartbeatRep]]:
         """Heartbeats on a stream of their own, so that a large entry on the replication stream does not delay them."""
+
+    @_abc_1.abstractmethod
+    def Carry(
+        self,
+        request_iterator: _MaybeAsyncIterator[_geraft_pb2.Parcel],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_geraft_pb2.Parcel], _abc.AsyncIterator[_geraft_pb2.Parcel]]:
+        """Between two processes with many groups each: what SendAppendEntry, SendHeartbeat and RequestVote are between two
+        servers, for all of the groups. Opened twice: for appends, and for what must not wait behind them.
+        """
 
     @_abc_1.abstractmethod
     def GetSnapshot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from _queue import Empty, SimpleQueue
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from geraft.errors import (
 )
 from geraft.runtime.hub import Call, CallKind, fail, finish, monotonic
 from geraft.runtime.pending import Proposal
+from geraft.runtime.pool import Pool
 from geraft.runtime.snapshot_fetcher import FetchCancelled, SnapshotFetch
 from geraft.runtime.worker import END, Worker
 from geraft.sessions import Answer, SessionTable
@@ -122,8 +124,9 @@ class Applier(Worker):
         apply_failed: Callable[[int, int, BaseException], None],
         snapshots: SnapshotNews,
         on_crash: Callable[[BaseException], None],
+        pool: Pool | None = None,
     ) -> None:
-        super().__init__("geraft applier", on_crash)
+        super().__init__("geraft applier", on_crash, pool)
         self._snapshots = snapshots
         self._applied_index = 0
         self._app = app
@@ -411,7 +414,8 @@ def _tell_refused(calls: list[Call], outcomes: list[Answer | GeraftError]) -> tu
 class Readers:
     """Native threads that run process_read, and reads of the store for peers that lag.
 
-    What process_read raises stays with its caller.
+    What process_read raises stays with its caller. They take from one queue; where they are threads of a pool, each has
+    its own, and gets its turn.
     """
 
     CHUNK = 64
@@ -419,25 +423,30 @@ class Readers:
     WAITING_MAX = 10_000
     """Such chunks in the queue; beyond them reads are dropped: process_read hangs, or is far too slow."""
 
-    def __init__(self, app: RaftApp, threads: int, on_crash: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, app: RaftApp, threads: int, on_crash: Callable[[BaseException], None], pool: Pool | None = None
+    ) -> None:
         self._app = app
-        self._queue: SimpleQueue[Any] = SimpleQueue()
-        self._workers = [_Reader(app, self._queue, on_crash) for _ in range(threads)]
+        shared: SimpleQueue[Any] | None = SimpleQueue() if pool is None else None
+        self._workers = [_Reader(app, shared, on_crash, pool) for _ in range(threads)]
+        self._turns = itertools.cycle(self._workers)
 
     def start(self) -> None:
         for worker in self._workers:
             worker.start()
 
     def read(self, calls: list[Call]) -> None:
-        if self._queue.qsize() >= self.WAITING_MAX:
+        queue = next(self._turns).queue
+        if queue.qsize() >= self.WAITING_MAX:
             fail(calls, ProposalDropped("too many reads wait for process_read: try again later, or make it faster"))
             return
         for start in range(0, len(calls), self.CHUNK):
-            self._queue.put(calls[start : start + self.CHUNK])
+            queue.put(calls[start : start + self.CHUNK])
+            queue = next(self._turns).queue
 
     def run(self, job: Callable[[], None]) -> None:
         """Run a job that does its own answering."""
-        self._queue.put(job)
+        next(self._turns).queue.put(job)
 
     @property
     def inside(self) -> bool:
@@ -454,7 +463,8 @@ class Readers:
         deadline = monotonic() + timeout_seconds
         ended = [worker.wait_until_ended(max(deadline - monotonic(), 0.0)) for worker in self._workers]
         if not all(ended):
-            self._workers[0].drop_queue()
+            for worker in self._workers:
+                worker.drop_queue()
         return all(ended)
 
     def stop(self, timeout_seconds: float) -> bool:
@@ -464,13 +474,21 @@ class Readers:
 
 
 class _Reader(Worker):
-    def __init__(self, app: RaftApp, queue: SimpleQueue[Any], on_crash: Callable[[BaseException], None]) -> None:
-        super().__init__("geraft reader", on_crash)
+    def __init__(
+        self,
+        app: RaftApp,
+        shared: SimpleQueue[Any] | None,
+        on_crash: Callable[[BaseException], None],
+        pool: Pool | None,
+    ) -> None:
+        super().__init__("geraft reader", on_crash, pool)
         self._app = app
-        self.queue = queue
+        self._shares = shared is not None
+        if shared is not None:
+            self.queue = shared
 
     def _take(self, item: Any) -> bool:
-        if item is END:
+        if item is END and self._shares:
             self.queue.put(END)  # for the other readers
         return super()._take(item)
 

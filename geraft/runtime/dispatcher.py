@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from blinker import Signal
 
 from geraft import signals
+from geraft.runtime.pool import Pool
 from geraft.runtime.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ class _Sending(NamedTuple):
 class Dispatcher(Worker):
     """sender: what receivers get as the sender, the node."""
 
-    def __init__(self, sender: object, on_crash: Callable[[BaseException], None]) -> None:
-        super().__init__("geraft signal dispatcher", on_crash)
+    def __init__(self, sender: object, on_crash: Callable[[BaseException], None], pool: Pool | None = None) -> None:
+        super().__init__("geraft signal dispatcher", on_crash, pool)
         self._sender = sender
         self._dropping = False
 

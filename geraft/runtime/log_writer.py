@@ -12,6 +12,7 @@ from geraft.core.events import LogCompacted, Persisted, SnapshotRecorded
 from geraft.core.messages import PeerMessage
 from geraft.errors import StorageError, StorageFailed
 from geraft.runtime.hub import monotonic
+from geraft.runtime.pool import Pool
 from geraft.runtime.worker import Worker
 from geraft.storage.base import RaftStorage
 
@@ -42,8 +43,9 @@ class LogWriter(Worker):
         changed: Callable[[SnapshotRecorded | LogCompacted], None],
         forgotten: Callable[[int], None],
         on_crash: Callable[[BaseException], None],
+        pool: Pool | None = None,
     ) -> None:
-        super().__init__("geraft log writer", on_crash)
+        super().__init__("geraft log writer", on_crash, pool)
         self._storage = storage
         self._send = send
         self._persisted = persisted

@@ -81,6 +81,7 @@ from geraft.runtime.snapshot_keeper import SnapshotKeeper
 from geraft.runtime.status import Waiting
 from geraft.runtime.wishes import Change, Transfer, Wish
 from geraft.storage.base import RaftStorage
+from geraft.transport.pulse import RestAnswer, RestOffer
 from geraft.transport.services import SnapshotSink
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,23 @@ class TickDue:
 TICK_DUE = TickDue()
 
 
+class Woken:
+    """Of a node that rests: its pulse has stopped."""
+
+
+WOKEN = Woken()
+
+
+class Resting(Protocol):
+    """What the loop needs of a node's rest (rest.Rest), where there is one."""
+
+    def take(self, items: list[Any]) -> list[Any]: ...
+
+    def tick(self) -> None: ...
+
+    def offered(self, offer: RestOffer) -> None: ...
+
+
 class NodeLoop:
     """Takes all that waits in the inbox, tells Raft, and hands each effect to whoever carries it out.
 
@@ -170,6 +188,7 @@ class NodeLoop:
     ) -> None:
         self.raft = raft
         self.inbox = inbox
+        self.rest: Resting | None = None
         self._mail = mail
         self._log_writer = log_writer
         self._applier = applier
@@ -238,6 +257,9 @@ class NodeLoop:
             LeaderWanted: self._take_leader_wanted,
             Tuning: self._take_tuning,
             SnapshotRecorded: self._take_recorded,
+            RestOffer: self._take_rest_offer,
+            RestAnswer: lambda _: None,  # of an offer that nobody waits for any more
+            Woken: lambda _: None,
         }
 
     def run(self) -> None:
@@ -247,10 +269,15 @@ class NodeLoop:
             inbox.wait()
             # All that waits now, but no more: under a flood of calls the time must still be told.
             taken = [items.popleft() for _ in range(len(items))]
+            if self.rest is not None:
+                self._untaken = iter(taken)
+                taken = self.rest.take(taken)
+                if not taken:
+                    continue
             now = self._clock()
             untaken = self._untaken = iter(taken)
             if now - self.raft.now >= TICK_RESOLUTION_SECONDS:
-                self._step(Tick(now_seconds=now))
+                self.step(Tick(now_seconds=now))
             for item in untaken:
                 kind = type(item)
                 if kind is Call or kind is RemoteCall:
@@ -261,7 +288,7 @@ class NodeLoop:
                 elif kind in self._take:
                     self._take[kind](item)
                 else:
-                    self._step(item)
+                    self.step(item)
                     if kind is Applied:
                         self._run_ready_reads()
             if self._new_writes:
@@ -272,7 +299,7 @@ class NodeLoop:
                 self._start_reads()
             self.applied_is_urgent = self.reads.waiting or self.raft.handed_to_app < self.raft.commit_index
 
-    def _step(self, event: Event) -> None:
+    def step(self, event: Event) -> None:
         execute = self._execute
         for effect in self.raft.step(event):
             execute[type(effect)](effect)
@@ -289,6 +316,26 @@ class NodeLoop:
         if self._clock() - self._swept_at > SWEEP_SECONDS:
             self._sweep()
         self._watch_app()
+        if self.rest is not None:
+            self.rest.tick()
+
+    def _take_rest_offer(self, offer: RestOffer) -> None:
+        if self.rest is not None:
+            self.rest.offered(offer)
+
+    @property
+    def has_callers(self) -> bool:
+        """Whether anybody waits for anything."""
+        return bool(
+            self._proposed
+            or self._parked
+            or self._leader_wanted
+            or self._transfers
+            or self._changes
+            or self._wishes_parked
+            or self.writes.count
+            or self.reads.count
+        )
 
     def _take_wish(self, wish: Wish) -> None:
         """Tell Raft if we lead; else let the leader do it, once it is known."""
@@ -297,11 +344,11 @@ class NodeLoop:
             token = next(self._tokens)
             if isinstance(wish, Transfer):
                 self._transfers[token] = wish
-                self._step(TransferRequested(token=token, target=wish.target))
+                self.step(TransferRequested(token=token, target=wish.target))
             elif isinstance(wish, Change):
                 self._changes[token] = wish
                 timeout_seconds = max(wish.deadline - self._clock() - CHANGE_MARGIN_SECONDS, 0.0)
-                self._step(ChangeMembership(token=token, change=wish.change, timeout_seconds=timeout_seconds))
+                self.step(ChangeMembership(token=token, change=wish.change, timeout_seconds=timeout_seconds))
         elif wish.forwarded:
             fail([wish], self._not_leader())
         elif leader_id and leader_id != self.raft.id:
@@ -326,12 +373,12 @@ class NodeLoop:
         except GeraftError as error:
             fail([tuning], error)
             return
-        self._step(SettingsChanged(settings=settings))
+        self.step(SettingsChanged(settings=settings))
         finish([tuning], [answer])
 
     def _take_recorded(self, event: SnapshotRecorded) -> None:
         snapshot = event.snapshot
-        self._step(event)
+        self.step(event)
         self._keeper.recorded(snapshot)
         log.info("%s: snapshot %d.%d is recorded, %d bytes", self.raft.id, *snapshot.last_entry, snapshot.size_bytes)
         self._dispatcher.send(signals.snapshot_created, index=snapshot.index, size_bytes=snapshot.size_bytes)
@@ -366,7 +413,7 @@ class NodeLoop:
             commands = tuple([call.message for call in calls])
         else:
             commands = tuple([self._session_command(call) for call in calls])
-        self._step(Propose(token=token, commands=commands, kind=kind))
+        self.step(Propose(token=token, commands=commands, kind=kind))
 
     def _session_command(self, call: Call) -> bytes:
         if call.kind is CallKind.OPEN_SESSION:
@@ -393,10 +440,10 @@ class NodeLoop:
         token = self.reads.add(calls) if calls else 0
         if lease_token:
             # The lease must hold at a time after the reads were asked for.
-            self._step(Tick(now_seconds=self._clock()))
-            self._step(ReadRequested(token=lease_token, lease=True))
+            self.step(Tick(now_seconds=self._clock()))
+            self.step(ReadRequested(token=lease_token, lease=True))
         if token:
-            self._step(ReadRequested(token=token))
+            self.step(ReadRequested(token=token))
         self._run_ready_reads()
 
     # Calls that this node can't serve itself
@@ -524,7 +571,7 @@ class NodeLoop:
         )
         token = next(self._tokens)
         self._transfers[token] = Transfer("")
-        self._step(TransferRequested(token=token, applied_index=at))
+        self.step(TransferRequested(token=token, applied_index=at))
 
     def _sweep(self) -> None:
         """Let go of callers who stopped waiting: while the app is stuck, or no leader is found, they would pile up."""

@@ -15,6 +15,7 @@ from geraft.core.events import SnapshotMade
 from geraft.core.snapshots import Snapshot
 from geraft.errors import SnapshotFailed, StorageCorrupt, StorageError, StorageFailed
 from geraft.runtime.hub import Waiter, fail, finish, native_lock
+from geraft.runtime.pool import Pool
 from geraft.runtime.worker import Worker
 from geraft.sessions import SessionTable, commands_applied
 from geraft.storage.base import RaftStorage, StoredState
@@ -68,8 +69,9 @@ class SnapshotKeeper(Worker):
         forget: Callable[[int], None],
         ask_app: Callable[[Callable[[int, bytes], None]], None],
         on_crash: Callable[[BaseException], None],
+        pool: Pool | None = None,
     ) -> None:
-        super().__init__("geraft snapshots", on_crash)
+        super().__init__("geraft snapshots", on_crash, pool)
         self._app = app
         self._storage = storage
         self._made = made

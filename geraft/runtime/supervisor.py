@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from enum import Enum
+from functools import partial
 
 import gevent
 from gevent.event import Event as GeventEvent
@@ -59,11 +60,14 @@ from geraft.runtime.hub import (
 )
 from geraft.runtime.log_writer import ForgetSnapshot, LogWriter
 from geraft.runtime.node_loop import NodeLoop, Tuning
+from geraft.runtime.rest import Rest
+from geraft.runtime.shared import SharedRuntime
 from geraft.runtime.snapshot_fetcher import SnapshotFetch
 from geraft.runtime.snapshot_keeper import SnapshotKeeper
 from geraft.runtime.status import (
     ClusterInfo,
     NodeStatus,
+    PeerStatus,
     explain,
     explain_change,
     explain_no_leader,
@@ -75,6 +79,7 @@ from geraft.runtime.wishes import Change, Transfer, Wish
 from geraft.storage.base import Identity, RaftStorage, StoredState
 from geraft.transport.grpc_mode import sleep
 from geraft.transport.hosted import Door
+from geraft.transport.pulse import RestNote
 from geraft.transport.seeds import Seeds
 from geraft.transport.transport import Transport
 
@@ -158,7 +163,13 @@ class Supervisor:
         advertise: str = "",
         dial: Mapping[str, str] | None = None,
         door: Door | None = None,
+        shared: SharedRuntime | None = None,
+        group: str = "",
     ) -> None:
+        self.group = group
+        self._shared = shared
+        storage_pool = shared.storage_pool if shared is not None else None
+        app_pool = shared.app_pool if shared is not None else None
         self.phase = Phase.NEW
         self.cause: BaseException | None = None
         self.id = id
@@ -190,9 +201,10 @@ class Supervisor:
         self._inbox: Inbox
         self._loop: NodeLoop
         self._ticker: Ticker
+        self._rest: Rest | None = None
         self._hub: HubThread | None = None
         self._transport: Transport | None = None
-        self._dispatcher = Dispatcher(sender, self.failed)
+        self._dispatcher = Dispatcher(sender, self.failed, app_pool)
         self._keeper = SnapshotKeeper(
             app,
             storage,
@@ -200,9 +212,10 @@ class Supervisor:
             forget=lambda index: self._log_writer.queue.put(ForgetSnapshot(index)),
             ask_app=lambda answer: self._applier.queue.put(StateWanted(answer)),
             on_crash=self.failed,
+            pool=app_pool,
         )
         self._log_writer = LogWriter(
-            storage, self._send, self._persisted, self._put, self._keeper.forgotten, self.failed
+            storage, self._send, self._persisted, self._put, self._keeper.forgotten, self.failed, storage_pool
         )
         self._applier = Applier(
             app,
@@ -213,8 +226,9 @@ class Supervisor:
             apply_failed=self._tell_apply_failed,
             snapshots=self,
             on_crash=self.failed,
+            pool=app_pool,
         )
-        self._readers = Readers(app, max(int(config.read_threads), 1), self.failed)
+        self._readers = Readers(app, max(int(config.read_threads), 1), self.failed, app_pool)
 
     # Start
 
@@ -236,10 +250,12 @@ class Supervisor:
         def too_long(what: str) -> Callable[[], BaseException]:
             return lambda: StorageFailed(f"{what} took longer than {timeout_seconds} s")
 
-        self._log_writer.start()
         try:
+            if self._shared is not None:
+                self._shared.check()
+            self._log_writer.start()
             state: StoredState = self._log_writer.run(self._open_store, left(), too_long("opening the log store"))
-            self._hub = acquire_hub()
+            self._hub = self._shared.hub if self._shared is not None else acquire_hub()
             cluster_id = self._cluster_to_join(state, deadline) if self._join else ""
             state = self._log_writer.run(
                 lambda: self._own(state, cluster_id), left(), too_long("preparing the log store")
@@ -302,7 +318,7 @@ class Supervisor:
         Raises JoinRefused with the reason why it may not.
         """
         assert self._hub is not None
-        identity, seeds = state.identity, Seeds(self._hub, self.config, self._dial)
+        identity, seeds = state.identity, Seeds(self._hub, self.config, self._dial, self.group)
         if identity is not None and state.configurations:
             member = state.configurations[-1][1].members.get(self.id)
             if member is not None and member.store_id in ("", identity.store_id):
@@ -351,7 +367,8 @@ class Supervisor:
     def _ask_to_be_added(self, deadline: float) -> None:
         """Become a learner: block until the cluster has us as one and its leader reaches us. Raises JoinRefused."""
         assert self._hub is not None
-        seeds, address = Seeds(self._hub, self.config, self._dial), self._advertise or self.address
+        seeds = Seeds(self._hub, self.config, self._dial, self.group)
+        address = self._advertise or self.address
         wish = Change(AddServer(id=self.id, address=address, store_id=self.store_id, learner=True), deadline)
         reason: object = "no time was left"
         for seed in itertools.cycle(self._join):
@@ -417,7 +434,8 @@ class Supervisor:
         error: GeraftError = Unreachable("nobody to ask")
         for address in peers:
             try:
-                Seeds(self._hub, self.config, self._dial).fulfil(address, wish, self.cluster_id, ADD_SECONDS)
+                seeds = Seeds(self._hub, self.config, self._dial, self.group)
+                seeds.fulfil(address, wish, self.cluster_id, ADD_SECONDS)
             except MembershipRefused:
                 raise
             except GeraftError as reason:
@@ -501,7 +519,8 @@ class Supervisor:
         listen = self._listen or self._advertise or (member.address if member is not None else "")
         if not listen:
             raise ConfigError("listen must be host:port")
-        transport = self._transport = Transport(self, listen, self.config, self._hub, self._dial, self._door)
+        carrier = self._shared.carrier if self._shared is not None else None
+        transport = self._transport = Transport(self, listen, self.config, self._hub, self._dial, self._door, carrier)
         self._loop = NodeLoop(
             self._raft,
             self._inbox,
@@ -526,8 +545,20 @@ class Supervisor:
             stall_seconds=self.config.storage_stall_seconds,
             stalled=self.failed,
         )
+        if self._shared is not None:
+            self._rest = self._loop.rest = Rest(
+                self._loop,
+                transport,
+                idle_seconds=self._shared.rest_after_seconds,
+                pulse_seconds=self._shared.config.heartbeat_interval_seconds,
+                pause=partial(self._shared.ticker.discard, self._ticker),
+                resume=partial(self._shared.ticker.add, self._ticker),
+                clock=monotonic,
+            )
         self._compactor = Compactor(self.config.compaction_interval_seconds, self._keeper.fold)
-        self._workers = [self._loop.run, self._ticker.run, self._compactor.run]
+        self._workers = [self._loop.run, self._compactor.run]
+        if self._shared is None:
+            self._workers.append(self._ticker.run)
 
     def _run(self) -> None:
         """Start the greenlets. On the hub."""
@@ -538,6 +569,8 @@ class Supervisor:
             greenlet.link_exception(self._greenlet_died)
             self._greenlets.append(greenlet)
             greenlet.start()
+        if self._shared is not None:
+            self._shared.ticker.add(self._ticker)
 
     # Life
 
@@ -621,7 +654,7 @@ class Supervisor:
         self._loop.apply_stuck_seconds = config.apply_stuck_seconds
         self._applier.retry_seconds = config.apply_retry_seconds
         self._applier.retry_max_seconds = config.apply_retry_max_seconds
-        self._compactor.interval_seconds = config.compaction_interval_seconds
+        self._compactor.tune(config.compaction_interval_seconds)
         self._ticker.interval_seconds = config.heartbeat_interval_seconds / 4
         self._ticker.stall_seconds = config.storage_stall_seconds
         self._transport.tune(config)
@@ -657,6 +690,10 @@ class Supervisor:
             self._refusals.pop(message.sender, None)
         if self.phase in (Phase.RUNNING, Phase.STOPPING):
             self._loop.message_arrived(message)
+
+    def deliver_note(self, note: RestNote) -> None:
+        self._heard_at[note.sender] = monotonic()
+        self._put(note)
 
     def submit(self, call: Waiter) -> None:
         try:
@@ -716,9 +753,10 @@ class Supervisor:
         log.info("%s: the stream to %s broke: %s", self.id, peer, reason)
         self._put(PeerDisconnected(peer=peer))
 
-    def peer_refused(self, peer: str, sentence: str) -> None:
+    def peer_refused(self, peer: str, sentence: str, *, passing: bool = False) -> None:
         if self._refusals.get(peer) != sentence:
-            log.error("%s: refused by or refusing %s: %s", self.id, peer, sentence)
+            level = logging.INFO if passing else logging.ERROR
+            log.log(level, "%s: refused by or refusing %s: %s", self.id, peer, sentence)
             self._refusals[peer] = sentence
 
     def cluster_info(self) -> pb.ClusterInfoRep:
@@ -788,7 +826,7 @@ class Supervisor:
 
     def node_status(self) -> NodeStatus:
         raft = self._raft
-        peers = peer_statuses(raft, self._heard_at, self._refusals, monotonic())
+        peers = self._peer_statuses()
         waiting = self._loop.waiting
         apply_error = self._applier.apply_error
         if not apply_error and (silent_seconds := self._loop.app_silent_seconds) >= APP_SLOW_SECONDS:
@@ -810,7 +848,8 @@ class Supervisor:
             fetching_from=fetch.leader if fetch is not None else "",
             fetched_bytes=fetch.offset if fetch is not None else 0,
             fetch_size_bytes=fetch.size_bytes if fetch is not None else 0,
-            explanation=explain(raft, peers, apply_error, waiting, self._applier.done_index, fetch),
+            explanation=explain(raft, peers, apply_error, waiting, self._applier.done_index, fetch)
+            + ("; rests until there is something to do" if self._rest is not None and self._rest.resting else ""),
             apply_error=apply_error,
             peers=peers,
             writes_waiting=waiting.writes,
@@ -820,8 +859,14 @@ class Supervisor:
             membership_change=explain_change(raft) if raft.role is Role.LEADER else "",
         )
 
+    def _peer_statuses(self) -> tuple[PeerStatus, ...]:
+        heard_at, rest = self._heard_at, self._rest
+        if rest is not None:
+            heard_at = {peer: max(at, rest.seen_at(peer)) for peer, at in list(heard_at.items())}
+        return peer_statuses(self._raft, heard_at, self._refusals, monotonic())
+
     def why_no_leader(self) -> str:
-        return explain_no_leader(self._raft, peer_statuses(self._raft, self._heard_at, self._refusals, monotonic()))
+        return explain_no_leader(self._raft, self._peer_statuses())
 
     # The end
 
@@ -854,6 +899,9 @@ class Supervisor:
                 greenlet.unlink(self._greenlet_died)
             # Waits, as a logging handler of the host's may have switched away from the loop in the middle of its work.
             gevent.killall(self._greenlets, block=True, timeout=timeout_seconds / 2)
+            if self._rest is not None and self._shared is not None:
+                self._shared.ticker.discard(self._ticker)
+                self._rest.end()
             untaken = self._inbox.close()
             because = f": {self.cause}" if self.cause is not None else ""
             self._loop.fail_everything(
@@ -958,7 +1006,8 @@ class Supervisor:
             log.error("node %s: the log store hangs; it is left as it is", self.id)
         if hub is not None:
             self._hub = None
-            release_hub(hub, left(1.0))
+            if self._shared is None:
+                release_hub(hub, left(1.0))
 
     def _leave_hub(self, timeout_seconds: float) -> None:
         """On the hub."""

@@ -13,7 +13,10 @@ from geraft.runtime.node_loop import TICK_DUE
 
 
 class Ticker:
-    """Knocks at the node loop a few times per heartbeat. stalled: told once, when a write to the store hangs."""
+    """Knocks at the node loop a few times per heartbeat. stalled: told once, when a write to the store hangs.
+
+    Runs by itself, or is asked to knock by whoever does so for many nodes at a time.
+    """
 
     def __init__(
         self,
@@ -33,8 +36,36 @@ class Ticker:
     def run(self) -> None:
         while True:
             gevent.sleep(self.interval_seconds)
-            self._inbox.put(TICK_DUE)
-            busy = self._log_writer.busy_seconds()
-            if busy > self.stall_seconds:
-                self._stalled(StorageFailed(f"a write to the log store has hung for {busy:.1f} s"))
+            if not self.knock():
                 return
+
+    def knock(self) -> bool:
+        """False once the store hangs. Hub only."""
+        self._inbox.put(TICK_DUE)
+        busy = self._log_writer.busy_seconds()
+        if busy > self.stall_seconds:
+            self._stalled(StorageFailed(f"a write to the log store has hung for {busy:.1f} s"))
+            return False
+        return True
+
+
+class SharedTicker:
+    """Knocks for all nodes of a process at the same moments, so that their heartbeats leave together. Hub only."""
+
+    def __init__(self, interval_seconds: float) -> None:
+        self._interval_seconds = interval_seconds
+        self._tickers: set[Ticker] = set()
+
+    def add(self, ticker: Ticker) -> None:
+        self._tickers.add(ticker)
+
+    def discard(self, ticker: Ticker) -> None:
+        """Its node rests, or is gone; again is no error."""
+        self._tickers.discard(ticker)
+
+    def run(self) -> None:
+        while True:
+            gevent.sleep(self._interval_seconds)
+            for ticker in list(self._tickers):
+                if not ticker.knock():
+                    self._tickers.discard(ticker)

@@ -1,4 +1,7 @@
-"""A native thread with a queue: the frame of the log writer, the applier, the readers and the dispatcher."""
+"""A native thread with a queue: the frame of the log writer, the applier, the readers and the dispatcher.
+
+Where many nodes live in one process, the threads of a pool take turns instead.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from geraft.runtime.hub import Waiter, fail, finish, native_ident, native_lock, start_native_thread
+from geraft.runtime.pool import Pool, Strand
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +26,16 @@ END = End()
 class Worker:
     """Runs work on one native thread of the node, in order. What the work raises goes to on_crash, and ends the work.
 
-    The queue is C and native in every process, patched or not; putting into it never blocks.
+    The queue is C and native in every process, patched or not; putting into it never blocks. pool: whose threads do the
+    work, one at a time; without one there is a thread of our own.
     """
 
-    def __init__(self, name: str, on_crash: Callable[[BaseException], None]) -> None:
+    def __init__(self, name: str, on_crash: Callable[[BaseException], None], pool: Pool | None = None) -> None:
         self.name = name
-        self.queue: SimpleQueue[Any] = SimpleQueue()
+        self.queue: SimpleQueue[Any] | Strand = SimpleQueue() if pool is None else Strand(pool, self._work_off)
+        self._pooled = pool is not None
         self._on_crash = on_crash
+        self._crashed = False
         self._lock = native_lock()  # of what follows; held for a moment, never across a wait
         self._ident = 0
         self._started = False
@@ -39,7 +46,8 @@ class Worker:
 
     def start(self) -> None:
         self._started = True
-        start_native_thread(self._main, name=self.name)
+        if not self._pooled:
+            start_native_thread(self._main, name=self.name)
 
     @property
     def inside(self) -> bool:
@@ -88,17 +96,37 @@ class Worker:
         return self.wait_until_ended(timeout_seconds)
 
     def _main(self) -> None:
+        queue = self.queue
+        assert isinstance(queue, SimpleQueue)
         self._ident = native_ident()
+        while not self._done(queue.get()):
+            pass
+        self._finish()
+
+    def _work_off(self) -> None:
+        """On a thread of the pool: do all that is queued."""
+        self._ident = native_ident()
+        while (item := self.take_more()) is not None:
+            if not self._ended and self._done(item):
+                self._finish()
+        self._ident = 0  # the thread works for others too
+
+    def _done(self, item: Any) -> bool:
+        """Do one item, or drop it after a crash; True if it was the last one."""
+        if self._crashed:
+            self.drop(item)
+            return self._ending
         try:
-            while not self._take(self.queue.get()):
-                pass
+            return self._take(item)
         except BaseException as error:
+            self._crashed = True
             try:
                 self._on_crash(error)
             except Exception:
                 log.exception("%s could not tell that it crashed", self.name)
-            while not self._ending:  # the end may have been taken from the queue by the work that crashed
-                self.drop(self.queue.get())
+            return self._ending  # the end may have been taken from the queue by the work that crashed
+
+    def _finish(self) -> None:
         try:
             self.after_end()
             if self._last is not None:

@@ -60,7 +60,8 @@ _CALL = "/geraft.Raft/Call"
 
 
 UP_KEY = "geraft-node-bin"
-"""Initial metadata with which a server says that it takes the stream: its node id. A refused stream has none."""
+"""Initial metadata with which a server says that it takes the stream: the id of the node that does, or "-" if it is for
+several. A refused stream has none."""
 
 
 def wait_until_up(rpc: Any) -> bool:

@@ -26,6 +26,7 @@ from geraft.core.messages import (
 )
 from geraft.core.snapshots import Snapshot
 from geraft.pb import geraft_pb2 as pb
+from geraft.transport.pulse import Pulse, RestOffer
 
 NAME_CHARACTERS_MAX = 1000
 """Of an id in a header; a longer one is no id of ours."""
@@ -37,7 +38,7 @@ class BadMessage(ValueError):
     """Bytes that no member could have sent; the message says what is wrong with them."""
 
 
-def encode(message: PeerMessage, cluster_id: str, receiver: str) -> bytes:
+def encode(message: PeerMessage, cluster_id: str, receiver: str, group: str = "") -> bytes:
     """The message as it goes over the wire. Batches are encoded once, for the disk and every peer."""
     header = pb.Header(
         cluster_id=cluster_id,
@@ -45,6 +46,7 @@ def encode(message: PeerMessage, cluster_id: str, receiver: str) -> bytes:
         receiver=receiver,
         sender_store=message.sender_store,
         term=message.term,
+        group=group,
     )
     record: Any
     match message:
@@ -102,6 +104,18 @@ def header_of(record: Any) -> pb.Header:
     header: pb.Header = record.header
     check_header(header)
     return header
+
+
+def rest_offer(record: pb.RestReq, pulse: Pulse) -> RestOffer:
+    """pulse: of the process that it came from."""
+    header = header_of(record)
+    return RestOffer(
+        sender=header.sender,
+        term=_campaign_term(header),
+        last_entry=_checked_entry_id(record.last_entry),
+        number=_checked_index(record.number),
+        pulse=pulse,
+    )
 
 
 def check_header(header: pb.Header) -> None:

@@ -16,6 +16,8 @@ GROUP_KEY = "geraft-group"
 """Metadata key of every RPC that is meant for one group of a process with several; absent or empty: the only node
 there."""
 GROUP_CHARACTERS_MAX = 100
+NAMES_TOLD = 10
+"""Of the groups that a server has, to one who asked for another."""
 
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{GROUP_CHARACTERS_MAX}}}")
 
@@ -25,10 +27,10 @@ def check_group(name: str) -> None:
 
     "" is allowed: it means no group.
     """
-    if not isinstance(name, str) or (name and _NAME.fullmatch(name) is None):
+    if not isinstance(name, str) or (name and (_NAME.fullmatch(name) is None or not name.strip("."))):
         raise ConfigError(
-            f"a group is named by up to {GROUP_CHARACTERS_MAX} of A-Z, a-z, 0-9, '.', '_' and '-', not {name!r}:"
-            " choose such a name"
+            f"a group is named by up to {GROUP_CHARACTERS_MAX} of A-Z, a-z, 0-9, '.', '_' and '-', and not by dots"
+            f" alone, so that it can name a folder too; {name!r} is no such name: choose another"
         )
 
 
@@ -50,7 +52,8 @@ def unknown_group(group: str, where: str, groups: Iterable[str] = ()) -> Unknown
 
     where: the server, for people. groups: those that it has; none if it is a node that has no group.
     """
-    having = ", ".join(sorted(groups))
+    names = sorted(groups)
+    having = ", ".join(names[:NAMES_TOLD]) + (f" and {more} more" if (more := len(names) - NAMES_TOLD) > 0 else "")
     if not group:
         return UnknownGroup(f"{where} has several groups ({having}): name the one that is meant")
     named = repr(group[:GROUP_CHARACTERS_MAX])

@@ -20,6 +20,7 @@ from gevent.event import Event as GeventEvent
 
 from geraft.errors import GeraftError
 from geraft.runtime.hub import HubThread, Waiter, fail, finish, native_lock, start_native_thread
+from geraft.runtime.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -309,40 +310,16 @@ class ThreadExecutor(futures.Executor):
     """Native threads, made when needed and kept; unlike those of a ThreadPoolExecutor nobody joins them at exit."""
 
     def __init__(self, workers_max: int) -> None:
-        self._workers_max = workers_max
-        self._work: Any = SimpleQueue()
-        self._lock = native_lock()
-        self._workers = 0
-        self._idle = 0
+        self._pool = Pool("geraft rpc", workers_max)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
         future: futures.Future[T] = futures.Future()
-        with self._lock:
-            # Work that waits for a worker counts as one that is no longer idle, so each submit finds one or makes one.
-            self._idle -= 1
-            make_one = self._idle < 0 and self._workers < self._workers_max
-            if make_one:
-                self._workers += 1
-                self._idle += 1
-        self._work.put((future, fn, args, kwargs))
-        if make_one:
-            start_native_thread(self._run, name="geraft rpc")
+        self._pool.submit(lambda: _run_task(future, fn, args, kwargs))
         return future
-
-    def _run(self) -> None:
-        while True:
-            task = self._work.get()
-            if task is None:
-                self._work.put(None)  # for the next worker
-                return
-            _run_task(*task)
-            del task
-            with self._lock:
-                self._idle += 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let the workers end once they are idle; never waits."""
-        self._work.put(None)
+        self._pool.end_soon()
 
 
 class GreenletExecutor(futures.Executor):

@@ -5,7 +5,7 @@ Watch streams hold a thread each in native mode, as reflection streams do, so bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -30,48 +30,41 @@ SERVICE_UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """Whether the node serves: as a whole, and, for calls that need a leader, its Raft service. Any thread."""
+    """Which services of a server serve: those that were told of, and OVERALL. Any thread."""
 
-    def __init__(self, mode: GrpcMode, raft_service: str) -> None:
+    def __init__(self, mode: GrpcMode) -> None:
         self._mode = mode
-        self._raft_service = raft_service
         self._lock = native_lock()
-        self._statuses: dict[str, Any] = {OVERALL: NOT_SERVING, raft_service: NOT_SERVING}
+        self._statuses: dict[str, Any] = {OVERALL: NOT_SERVING}
         self._watches: dict[Outbox, str] = {}
-        self._running = False
-        self._leader_known = False
         self._ended = False
 
-    def set_running(self, running: bool) -> None:
-        """The node takes part, or begins to stop."""
-        self._running = running
-        self._tell()
-
-    def set_leader_known(self, known: bool) -> None:
-        self._leader_known = known
-        self._tell()
+    def tell(self, changes: Mapping[str, bool | None]) -> None:
+        """Whether each of these services serves; None: there is no such service any more."""
+        with self._lock:
+            if self._ended:
+                return
+            changed: dict[str, Any] = {}
+            for service, serving in changes.items():
+                status = SERVICE_UNKNOWN if serving is None else SERVING if serving else NOT_SERVING
+                if status != self._statuses.get(service, SERVICE_UNKNOWN):
+                    changed[service] = status
+                if serving is None:
+                    self._statuses.pop(service, None)
+                else:
+                    self._statuses[service] = status
+            for outbox, service in self._watches.items():
+                if service in changed:
+                    outbox.put(changed[service])
 
     def end(self) -> None:
         """Nothing is served any more; every Watch stream ends once it has said so."""
-        self._ended = True
-        self._tell()
+        self.tell(dict.fromkeys(list(self._statuses), False))
         with self._lock:
+            self._ended = True
             watches = list(self._watches)
         for outbox in watches:
             outbox.close()
-
-    def _tell(self) -> None:
-        with self._lock:
-            running = self._running and not self._ended
-            now: dict[str, Any] = {
-                OVERALL: SERVING if running else NOT_SERVING,
-                self._raft_service: SERVING if running and self._leader_known else NOT_SERVING,
-            }
-            changed = {service: status for service, status in now.items() if status != self._statuses[service]}
-            self._statuses = now
-            told = [(outbox, changed[service]) for outbox, service in self._watches.items() if service in changed]
-            for outbox, status in told:
-                outbox.put(status)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a gRPC server is given to serve health."""
@@ -116,6 +109,39 @@ class Health:
         finally:
             with self._lock:
                 self._watches.pop(outbox, None)
+
+
+class NodeHealth:
+    """Of one node, told to a server's Health: its Raft service, for calls that need a leader, and, if the server is the
+    node's alone, the server as a whole. Any thread."""
+
+    def __init__(self, health: Health, service: str, *, alone: bool) -> None:
+        self._health = health
+        self._service = service
+        self._alone = alone
+        self._running = False
+        self._leader_known = False
+        self._tell()
+
+    def set_running(self, running: bool) -> None:
+        """The node takes part, or begins to stop."""
+        self._running = running
+        self._tell()
+
+    def set_leader_known(self, known: bool) -> None:
+        self._leader_known = known
+        self._tell()
+
+    def end(self) -> None:
+        """The node serves nothing any more."""
+        if self._alone:
+            self._health.end()
+        else:
+            self._health.tell({self._service: None})
+
+    def _tell(self) -> None:
+        overall = {OVERALL: self._running} if self._alone else {}
+        self._health.tell({**overall, self._service: self._running and self._leader_known})
 
 
 class Reflection:

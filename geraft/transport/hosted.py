@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -11,9 +12,8 @@ from geraft.errors import NodeStopped
 from geraft.runtime.hub import native_lock
 from geraft.transport import addresses, failures
 from geraft.transport.grpc_mode import GrpcMode, LazyChannel
-from geraft.transport.health import Health
 from geraft.transport.peer import channel_options
-from geraft.transport.server import SERVICE, RaftHandlers
+from geraft.transport.server import SERVICE
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,10 @@ class HostedServer:
     """Stands where RaftServer does, for a server that somebody else starts and stops."""
 
     def __init__(
-        self, door: Door, handlers: RaftHandlers, health: Health, mode: GrpcMode, listen: str, bytes_max: int
+        self, door: Door, handlers: Sequence[grpc.GenericRpcHandler], mode: GrpcMode, listen: str, bytes_max: int
     ) -> None:
         self._door = door
         self._handlers = handlers
-        self._health = health
         self._mode = mode
         self._bytes_max = bytes_max
         self._stopped = False
@@ -86,14 +85,12 @@ class HostedServer:
     def start(self) -> None:
         """Take calls from now on, or from when the host starts its server."""
         addresses.split(self.address)
-        self._door.open(self._handlers.generic_handler(), *self._health.handlers())
+        self._door.open(*self._handlers)
         self._mode.spawn(self._probe, name="geraft server probe")
 
     def stop(self, grace_seconds: float = 0.5, timeout_seconds: float = 5.0) -> None:
-        """Take no more calls, and end the node's streams; the server and its other services go on."""
+        """Take no more calls; the server and its other services go on."""
         self._stopped = True
-        self._handlers.close()
-        self._health.end()
         self._door.close()
 
     def _probe(self) -> None:

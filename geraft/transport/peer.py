@@ -6,21 +6,24 @@ Messages to a stream that is not up are dropped: Raft sends again. So nothing he
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import grpc
 
 from geraft.config import Config
+from geraft.core.entries import EntryId
 from geraft.core.messages import AppendEntries, Heartbeat, OfferSnapshot, PeerMessage, RequestVote, TimeoutNow
 from geraft.errors import GeraftError, NodeStopped, NoLeader, NotLeader, OutcomeUnknown
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, fail, finish, monotonic, native_lock
 from geraft.runtime.wishes import Wish
 from geraft.transport import codec, failures
-from geraft.transport.calls import CallStream, wait_until_up
+from geraft.transport.calls import CallStream, Returned, wait_until_up
 from geraft.transport.codec import BadMessage
+from geraft.transport.groups import metadata_of
 from geraft.transport.grpc_mode import GrpcMode, LazyChannel, Outbox, sleep
+from geraft.transport.pulse import Pulse, RestAnswer
 from geraft.transport.server import HEADER_KEY, refusal_of
 from geraft.transport.services import Services, SnapshotSink
 from geraft.transport.wishes import decode_answer, encode_wish
@@ -37,6 +40,8 @@ WANTED_SECONDS = 3.0
 """A stream over which nobody tried to send for so long is not reopened."""
 REFUSED_PAUSE_SECONDS = 5.0
 """For which a peer whose replies we refuse hears nothing more of us: it shall ask, and be told why."""
+PASSING_PAUSE_SECONDS = 0.5
+"""The same, where the reason may well pass by itself: its process does not hold the group (yet)."""
 WISH_GRACE_SECONDS = 0.25
 """How much longer than a wish may take we wait for the leader's answer, which knows the reason."""
 RETRY_SECONDS = 0.05
@@ -76,19 +81,43 @@ FULL_SECONDS = 0.005
 """Pause while the app has not taken what came of a snapshot."""
 
 
+class StreamOwner(Protocol):
+    """What a PeerStream needs of the link that it belongs to."""
+
+    peer: str
+    mode: GrpcMode
+    channel: LazyChannel
+
+    def connected(self) -> None: ...
+
+    def disconnected(self, reason: str) -> None: ...
+
+    def failed(self, error: Any) -> None: ...
+
+
 class PeerStream:
-    """One stream to a peer: opened at its first message, and again when it broke while there is something to send."""
+    """One stream to a peer: opened at its first message, and again when it broke while there is something to send.
+
+    header: what it is opened with. opening_count_max: messages kept for it while it is being opened, waiting_count_max:
+    while it is open.
+    """
 
     def __init__(
         self,
-        link: PeerLink,
+        link: StreamOwner,
         method: str,
         on_reply: Callable[[bytes], None],
         *,
         bytes_max: int,
         newest_waits: bool,
         reports: bool,
+        header: Callable[[], bytes] | None = None,
+        opening_count_max: int = OPENING_COUNT_MAX,
+        waiting_count_max: int = WAITING_COUNT_MAX,
     ) -> None:
+        self._header = header
+        self._opening_count_max = opening_count_max
+        self._waiting_count_max = waiting_count_max
         self._link = link
         self._method = method
         self._on_reply = on_reply
@@ -116,17 +145,21 @@ class PeerStream:
             self._start()
         if encoded is None:
             return
+        if not self._put(encoded, len(encoded), now) and self._newest_waits:
+            self._newest = encoded
+
+    def _put(self, item: Any, size_bytes: int, now: float) -> bool:
+        """False if it is dropped because the stream is not up, nor about to be."""
         outbox = self._outbox
         if outbox is None or (
-            not self._up and (outbox.waiting_count >= OPENING_COUNT_MAX or now - self._opened_at > OPENING_SECONDS)
+            not self._up
+            and (outbox.waiting_count >= self._opening_count_max or now - self._opened_at > OPENING_SECONDS)
         ):
-            if self._newest_waits:
-                self._newest = encoded
-            return
+            return False
         waiting = outbox.waiting_count
-        if waiting and (waiting >= WAITING_COUNT_MAX or outbox.waiting_bytes + len(encoded) > self.bytes_max):
-            return
-        outbox.put(encoded, len(encoded))
+        if not waiting or (waiting < self._waiting_count_max and outbox.waiting_bytes + size_bytes <= self.bytes_max):
+            outbox.put(item, size_bytes)
+        return True
 
     def _start(self) -> None:
         with self._lock:
@@ -149,7 +182,7 @@ class PeerStream:
     def _run(self) -> None:
         pause = RETRY_SECONDS
         try:
-            while not self._closed and monotonic() - self._wanted_at < WANTED_SECONDS:
+            while not self._closed and self._wanted:
                 started = monotonic()
                 was_up = self._attempt()
                 if was_up and monotonic() - started > 1.0:
@@ -173,7 +206,8 @@ class PeerStream:
         try:
             # Waits for the connection without a limit; the requests wait in the outbox meanwhile.
             open_stream: Any = link.channel.get().stream_stream(self._method)
-            rpc = self._rpc = open_stream(iter(outbox), metadata=((HEADER_KEY, link.header()),), wait_for_ready=True)
+            metadata = ((HEADER_KEY, self._header()),) if self._header is not None else ()
+            rpc = self._rpc = open_stream(self._requests(outbox), metadata=metadata, wait_for_ready=True)
             if self._closed:
                 rpc.cancel()
             if wait_until_up(rpc):
@@ -181,8 +215,7 @@ class PeerStream:
                 newest, self._newest = self._newest, None
                 if newest is not None:
                     outbox.put(newest, len(newest))
-                if self._reports:
-                    link.connected()
+                self._came_up(outbox)
             for encoded in rpc:
                 self._on_reply(encoded)
         except grpc.RpcError as error:
@@ -202,9 +235,58 @@ class PeerStream:
             self._outbox = None
             self._rpc = None
             outbox.close()
-            if was_up and self._reports:
-                link.disconnected(reason)
+            if was_up:
+                self._went_down(reason)
         return was_up
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether it is to be opened again when it broke."""
+        return bool(monotonic() - self._wanted_at < WANTED_SECONDS)
+
+    def _requests(self, outbox: Outbox) -> Iterator[bytes]:
+        """What leaves, out of what waits."""
+        return iter(outbox)
+
+    def _came_up(self, outbox: Outbox) -> None:
+        if self._reports:
+            self._link.connected()
+
+    def _went_down(self, reason: str) -> None:
+        if self._reports:
+            self._link.disconnected(reason)
+
+
+class Lane(Protocol):
+    """Where a link puts messages of one kind."""
+
+    bytes_max: int
+
+    @property
+    def up(self) -> bool: ...
+
+    def put(self, encoded: bytes | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SharedStreams(Protocol):
+    """What links to the same process share where it holds many groups: a channel, and streams (carrier.ProcessLink)."""
+
+    channel: LazyChannel
+    pulse: Pulse | None
+    """The process's, as long as one is felt."""
+
+    def lane(self, kind: int) -> Lane:
+        """For messages of that pb.ItemKind."""
+
+    def attach(self, group: str, link: PeerLink) -> None:
+        """Hand the link what comes for it from now on."""
+
+    def detach(self, group: str, link: PeerLink) -> None: ...
+
+    def forward(self, calls: list[Call], group: str, returned: Returned) -> None:
+        """Send callers' calls; each is answered, or returned. Any thread; never blocks."""
 
 
 class PeerLink:
@@ -218,9 +300,13 @@ class PeerLink:
         peer: str,
         address: str,
         dialled: str = "",
+        shared: SharedStreams | None = None,
     ) -> None:
-        """address: the peer's, as all know it; dialled: by which we reach it, if that is another one."""
+        """address: the peer's, as all know it; dialled: by which we reach it, if that is another one. shared: what to
+        use in place of a channel and streams of its own."""
         self._services = services
+        self._shared = shared
+        self._metadata = metadata_of(services.group)
         self.mode = mode
         self._config = config
         self.peer = peer
@@ -233,6 +319,14 @@ class PeerLink:
         self._wishes: set[Wish] = set()
         self._questions: set[object] = set()  # of Raft's, to which no answer has come
         self._dialled = dialled or address
+        self._appends: Lane
+        self._heartbeats: Lane
+        if shared is not None:
+            self.channel = shared.channel
+            self._appends = shared.lane(pb.ITEM_KIND_APPEND_ENTRY_REQ)
+            self._heartbeats = shared.lane(pb.ITEM_KIND_HEARTBEAT_REQ)
+            shared.attach(services.group, self)
+            return
         self.channel = LazyChannel(self._dialled, channel_options(config.message_bytes_max))
         self._appends = PeerStream(
             self,
@@ -241,6 +335,7 @@ class PeerLink:
             bytes_max=2 * config.inflight_bytes_max,
             newest_waits=False,
             reports=True,
+            header=self.header,
         )
         self._heartbeats = PeerStream(
             self,
@@ -249,6 +344,7 @@ class PeerLink:
             bytes_max=config.inflight_bytes_max,
             newest_waits=True,
             reports=False,
+            header=self.header,
         )
 
     @property
@@ -272,6 +368,7 @@ class PeerLink:
             sender=services.node_id,
             receiver=self.peer,
             sender_store=services.store_id,
+            group=services.group,
         ).SerializeToString()
 
     def tune(self, config: Config) -> None:
@@ -284,7 +381,7 @@ class PeerLink:
         """Send a request; may be lost. Any thread; never blocks."""
         if self._refused_until and isinstance(message, AppendEntries | Heartbeat) and monotonic() < self._refused_until:
             return
-        encoded = codec.encode(message, self._services.cluster_id, self.peer)
+        encoded = codec.encode(message, self._services.cluster_id, self.peer, self._services.group)
         match message:
             case AppendEntries():
                 self._appends.put(encoded)
@@ -294,6 +391,8 @@ class PeerLink:
                 self._heartbeats.put(encoded)
                 if not self._appends.up:
                     self._appends.put(None)  # a leader that lives wants both
+            case RequestVote() if self._shared is not None:
+                self._shared.lane(pb.ITEM_KIND_REQUEST_VOTE_REQ).put(encoded)
             case RequestVote():
                 self.mode.enter(self._ask, "RequestVote", encoded, self._on_vote, name="geraft vote")
             case TimeoutNow():
@@ -339,6 +438,7 @@ class PeerLink:
             sender=services.node_id,
             receiver=self.peer,
             sender_store=services.store_id,
+            group=services.group,
         )
         request = pb.GetSnapshotReq(
             header=header,
@@ -349,7 +449,7 @@ class PeerLink:
         begun = False
         try:
             open_stream: Any = channel.get().unary_stream("/geraft.Raft/GetSnapshot")
-            rpc = open_stream(request.SerializeToString())
+            rpc = open_stream(request.SerializeToString(), metadata=self._metadata)
             for encoded in rpc:
                 reply = codec.parse(pb.GetSnapshotRep.FromString, encoded)
                 if not begun:
@@ -380,6 +480,9 @@ class PeerLink:
 
     def forward(self, calls: list[Call]) -> None:
         """Send callers' calls to the peer, which is taken for the leader. Any thread; never blocks."""
+        if self._shared is not None:
+            self._shared.forward(calls, self._services.group, self._resubmit)
+            return
         with self._lock:
             if self._calls is None or self._calls.broken:
                 self._calls = CallStream(
@@ -413,7 +516,11 @@ class PeerLink:
 
         try:
             rpc: Any = self.channel.get().unary_unary(f"/geraft.Raft/{method}")
-            future = rpc.future(record.SerializeToString(), timeout=record.timeout_ms / 1000 + WISH_GRACE_SECONDS)
+            future = rpc.future(
+                record.SerializeToString(),
+                timeout=record.timeout_ms / 1000 + WISH_GRACE_SECONDS,
+                metadata=self._metadata,
+            )
         except ValueError:  # the channel was closed meanwhile
             self._wishes.discard(wish)
             self._services.resubmit_wish(wish)
@@ -435,7 +542,10 @@ class PeerLink:
             calls.close()
         for channel in fetch_channels:
             channel.close()
-        self.channel.close()
+        if self._shared is not None:
+            self._shared.detach(self._services.group, self)
+        else:
+            self.channel.close()
 
     # What the streams report
 
@@ -469,25 +579,66 @@ class PeerLink:
         elif code is grpc.StatusCode.UNIMPLEMENTED:
             self._services.peer_refused(self.peer, f"what listens at {self.address} is no geraft node")
 
+    # Resting
+
+    @property
+    def pulse(self) -> Pulse | None:
+        return self._shared.pulse if self._shared is not None else None
+
+    def offer_rest(self, term: int, last_entry: EntryId, number: int) -> None:
+        """Any thread; never blocks."""
+        if self._shared is None:
+            return
+        services = self._services
+        header = pb.Header(
+            cluster_id=services.cluster_id,
+            sender=services.node_id,
+            receiver=self.peer,
+            sender_store=services.store_id,
+            term=term,
+            group=services.group,
+        )
+        offer = pb.RestReq(
+            header=header, last_entry=pb.EntryId(term=last_entry.term, index=last_entry.index), number=number
+        )
+        self._shared.lane(pb.ITEM_KIND_REST_REQ).put(offer.SerializeToString())
+
+    def not_heard(self, sentence: str, *, passing: bool = False) -> None:
+        """The peer, or its process, refused a message: send less for a while. passing: for a short one."""
+        if not self._closed:
+            self._refused_until = monotonic() + (PASSING_PAUSE_SECONDS if passing else REFUSED_PAUSE_SECONDS)
+            self._services.peer_refused(self.peer, sentence, passing=passing)
+
     # Replies
 
     def _on_append_reply(self, encoded: bytes) -> None:
-        record = codec.parse(pb.AppendEntryRep.FromString, encoded)
+        self.take_append_reply(codec.parse(pb.AppendEntryRep.FromString, encoded))
+
+    def _on_heartbeat_reply(self, encoded: bytes) -> None:
+        self.take_heartbeat_reply(codec.parse(pb.HeartbeatRep.FromString, encoded))
+
+    def _on_vote(self, encoded: bytes) -> None:
+        self.take_vote(codec.parse(pb.RequestVoteRep.FromString, encoded))
+
+    def take_append_reply(self, record: pb.AppendEntryRep) -> None:
         reply = codec.append_entries_reply(record)
         if self._is_heard(record.header):
             self._services.deliver(reply)
 
-    def _on_heartbeat_reply(self, encoded: bytes) -> None:
-        record = codec.parse(pb.HeartbeatRep.FromString, encoded)
+    def take_heartbeat_reply(self, record: pb.HeartbeatRep) -> None:
         reply = codec.heartbeat_reply(record)
         if self._is_heard(record.header):
             self._services.deliver(reply)
 
-    def _on_vote(self, encoded: bytes) -> None:
-        record = codec.parse(pb.RequestVoteRep.FromString, encoded)
+    def take_vote(self, record: pb.RequestVoteRep) -> None:
         reply = codec.request_vote_reply(record)
         if self._is_heard(record.header):
             self._services.deliver(reply)
+
+    def take_rest_answer(self, record: pb.RestRep) -> None:
+        codec.header_of(record)
+        if self._is_heard(record.header):
+            self._services.deliver_note(RestAnswer(sender=self.peer, number=record.number, resting=record.resting))
 
     def _on_timeout_now(self, encoded: bytes) -> None:
         pass  # the election that follows is the answer
@@ -497,9 +648,8 @@ class PeerLink:
         sentence = refusal_of(header, self._services)
         if not sentence and header.sender != self.peer:
             sentence = f"node {header.sender} answers at {self.address}, not {self.peer}: correct the address"
-        if sentence and not self._closed:
-            self._refused_until = monotonic() + REFUSED_PAUSE_SECONDS
-            self._services.peer_refused(self.peer, sentence)
+        if sentence:
+            self.not_heard(sentence)
         return not sentence
 
     def _ask(self, method: str, encoded: bytes, on_reply: Callable[[bytes], None]) -> None:
@@ -522,7 +672,8 @@ class PeerLink:
 
         try:
             rpc: Any = self.channel.get().unary_unary(f"/geraft.Raft/{method}")
-            future = rpc.future(encoded, timeout=self._config.election_timeout_seconds, wait_for_ready=True)
+            timeout_seconds = self._config.election_timeout_seconds
+            future = rpc.future(encoded, timeout=timeout_seconds, metadata=self._metadata, wait_for_ready=True)
         except ValueError:
             return  # the channel was closed meanwhile
         self._questions.add(question)

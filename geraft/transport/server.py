@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -15,8 +15,10 @@ from geraft.core.entries import EntryId
 from geraft.core.membership import Refusal
 from geraft.core.messages import (
     AppendEntriesReply,
+    Heartbeat,
     HeartbeatReply,
     PeerMessage,
+    RequestVote,
     RequestVoteReply,
 )
 from geraft.errors import (
@@ -48,7 +50,8 @@ from geraft.transport.calls import (
 from geraft.transport.codec import BadMessage
 from geraft.transport.groups import group_of, unknown_group
 from geraft.transport.grpc_mode import GrpcMode, Outbox, sleep
-from geraft.transport.health import HEALTH_SERVICE, Health, Reflection
+from geraft.transport.health import HEALTH_SERVICE, Reflection
+from geraft.transport.pulse import RestOffer
 from geraft.transport.services import Services
 
 log = logging.getLogger(__name__)
@@ -126,6 +129,15 @@ def _not_heard(sentence: str) -> _Refused:
     return _Refused(grpc.StatusCode.FAILED_PRECONDITION, Rejected(sentence))
 
 
+class Replies(Protocol):
+    """Where the replies to a peer go: an outbox of its stream, or a part of one that it shares."""
+
+    def put(self, encoded: bytes) -> None: ...
+
+    def close(self) -> None:
+        """Another stream of the peer has taken its place."""
+
+
 class _Guarded(grpc.GenericRpcHandler):
     """What is inside, for calls of one group; those that name another would be answered from the wrong state."""
 
@@ -167,15 +179,17 @@ class RaftHandlers:
         self._services = services
         self._group = group
         self._services_of_others = services_of
+        self._calls = CallStreams(self._services_of, mode, config.message_bytes_max)
         self._mode = mode
         self.config = config
         self._lock = native_lock()
-        self._append_streams: dict[str, Outbox] = {}
-        self._heartbeat_streams: dict[str, Outbox] = {}
+        self._append_streams: dict[str, Replies] = {}
+        self._heartbeat_streams: dict[str, Replies] = {}
+        self._vote_streams: dict[str, Replies] = {}
+        self._rest_streams: dict[str, Replies] = {}
         self._open: set[Outbox] = set()
         self._votes: dict[int, Waiter] = {}
         self._vote_numbers = itertools.count(1)
-        self._sessions = 0
         self._unary_calls = 0
         self._closed = False
 
@@ -210,7 +224,7 @@ class RaftHandlers:
                 "RequestCommit": unary(self._guarded(self._request_commit)),
                 "OpenSession": unary(self._guarded(self._open_session)),
                 "CloseSession": unary(self._guarded(self._close_session)),
-                "Call": stream(self._call),
+                "Call": stream(self._calls.serve),
                 "RequestClusterInfo": unary(self._guarded(self._request_cluster_info)),
                 "Status": unary(self._guarded(self._status)),
                 "GetConfig": unary(self._guarded(self._get_config)),
@@ -226,22 +240,74 @@ class RaftHandlers:
         """Send a reply on the newest stream of that peer, or to the vote handler that waits for it; dropped if there is
         none. Any thread; never blocks."""
         if isinstance(message, RequestVoteReply):
-            waiter = self._votes.pop(message.call, None)
-            if waiter is not None:
-                finish([waiter], [message])
-            return
-        streams = self._append_streams if isinstance(message, AppendEntriesReply) else self._heartbeat_streams
-        outbox = streams.get(to)
-        if outbox is not None:
-            outbox.put(codec.encode(message, self._services.cluster_id, to))
+            if message.call:
+                waiter = self._votes.pop(message.call, None)
+                if waiter is not None:
+                    finish([waiter], [message])
+                return
+            streams = self._vote_streams
+        else:
+            streams = self._append_streams if isinstance(message, AppendEntriesReply) else self._heartbeat_streams
+        replies = streams.get(to)
+        if replies is not None:
+            replies.put(codec.encode(message, self._services.cluster_id, to, self._services.group))
+
+    def answer_rest(self, to: str, term: int, number: int, resting: bool) -> None:
+        """Tell a leader whether we rest, as its offer of that number wants. Any thread; never blocks."""
+        services = self._services
+        replies = self._rest_streams.get(to)
+        if replies is not None:
+            header = pb.Header(
+                cluster_id=services.cluster_id,
+                sender=services.node_id,
+                receiver=to,
+                sender_store=services.store_id,
+                term=term,
+                group=services.group,
+            )
+            replies.put(pb.RestRep(header=header, number=number, resting=resting).SerializeToString())
+
+    # Messages on a stream that peers of many groups share
+
+    def take(self, header: pb.Header, message: PeerMessage | RestOffer, replies: Replies) -> str:
+        """Hand in a message whose replies go there; why it is not heard, "" if it is. Any thread; never blocks."""
+        sentence = refusal_of(header, self._services)
+        if sentence:
+            return sentence
+        match message:
+            case RestOffer():
+                self._rest_streams[message.sender] = replies
+                self._services.deliver_note(message)
+                return ""
+            case RequestVote():
+                self._vote_streams[message.sender] = replies
+            case Heartbeat():
+                self._heartbeat_streams[message.sender] = replies
+            case _:
+                self._append_streams[message.sender] = replies
+        self._services.deliver(message)
+        return ""
+
+    def forget(self, gone: Collection[Replies]) -> None:
+        """A shared stream ended: nothing more goes there."""
+        for streams in (self._append_streams, self._heartbeat_streams, self._vote_streams, self._rest_streams):
+            for sender, replies in list(streams.items()):
+                if replies in gone:
+                    streams.pop(sender, None)
 
     @property
     def sessions(self) -> int:
         """Callers' streams that are open."""
-        return self._sessions
+        return self._calls.count
+
+    @property
+    def services(self) -> Services:
+        """The node."""
+        return self._services
 
     def close(self) -> None:
         """End every open stream. Any thread."""
+        self._calls.close()
         with self._lock:
             self._closed = True
             outboxes = list(self._open)
@@ -269,7 +335,7 @@ class RaftHandlers:
         requests: Iterator[bytes],
         context: grpc.ServicerContext,
         decode: Callable[[bytes], tuple[pb.Header, PeerMessage]],
-        streams: dict[str, Outbox],
+        streams: dict[str, Replies],
     ) -> Iterator[bytes]:
         """One thread or greenlet, the handler's, sends what is in the outbox; a second one reads the requests."""
         end: list[_Refused] = []
@@ -305,7 +371,7 @@ class RaftHandlers:
         self,
         requests: Iterator[bytes],
         decode: Callable[[bytes], tuple[pb.Header, PeerMessage]],
-        streams: dict[str, Outbox],
+        streams: dict[str, Replies],
         outbox: Outbox,
         end: list[_Refused],
     ) -> None:
@@ -356,7 +422,7 @@ class RaftHandlers:
         return outbox
 
     def _say_up(self, context: grpc.ServicerContext) -> None:
-        context.send_initial_metadata(((UP_KEY, self._services.node_id.encode()),))
+        say_up(context, self._services.node_id)
 
     def _forget(self, outbox: Outbox) -> None:
         with self._lock:
@@ -426,6 +492,7 @@ class RaftHandlers:
                     sender=services.node_id,
                     receiver=receiver,
                     sender_store=services.store_id,
+                    group=services.group,
                 )
                 head = pb.GetSnapshotRep(header=header, snapshot=encode_snapshot(snapshot))
                 outbox.put(head.SerializeToString())
@@ -471,7 +538,7 @@ class RaftHandlers:
             )
         finally:
             self._votes.pop(number, None)
-        return codec.encode(reply, self._services.cluster_id, message.sender)
+        return codec.encode(reply, self._services.cluster_id, message.sender, self._services.group)
 
     def _timeout_now(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
         record = codec.parse(pb.TimeoutNowReq.FromString, encoded)
@@ -484,6 +551,7 @@ class RaftHandlers:
             receiver=message.sender,
             sender_store=self._services.store_id,
             term=message.term,
+            group=self._services.group,
         )
         return pb.TimeoutNowRep(header=header).SerializeToString()
 
@@ -559,28 +627,6 @@ class RaftHandlers:
         finally:
             with self._lock:
                 self._unary_calls -= 1
-
-    def _call(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        with self._lock:
-            full = self._sessions >= CALLERS_MAX
-            self._sessions += not full
-        if full:
-            failures.abort(context, ProposalDropped(f"{CALLERS_MAX} callers have streams open: try another node"))
-        try:
-            outbox = self._open_outbox(context)
-            try:
-                self._say_up(context)
-                session = CallSession(self._services_of, outbox, self.config.message_bytes_max)
-                self._mode.spawn(session.read, requests, name="geraft caller reader")
-                yield from session.answers()
-            finally:
-                outbox.close()
-                self._forget(outbox)
-            if session.error is not None:
-                failures.abort(context, session.error)
-        finally:
-            with self._lock:
-                self._sessions -= 1
 
     # Wishes for the leader
 
@@ -668,6 +714,59 @@ class RaftHandlers:
         return guarded
 
 
+class CallStreams:
+    """Serves the streams of callers, at most CALLERS_MAX at a time. services_of: as in CallSession."""
+
+    def __init__(self, services_of: Callable[[str], Services], mode: GrpcMode, message_bytes_max: int) -> None:
+        self._services_of = services_of
+        self._mode = mode
+        self._message_bytes_max = message_bytes_max
+        self._lock = native_lock()
+        self._open: set[Outbox] = set()
+        self._closed = False
+
+    @property
+    def count(self) -> int:
+        """That are open."""
+        return len(self._open)
+
+    def serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """The handler's thread or greenlet sends the answers; a second one reads the calls."""
+        outbox = self._mode.outbox()
+        with self._lock:
+            closed, full = self._closed, len(self._open) >= CALLERS_MAX
+            if not closed and not full:
+                self._open.add(outbox)
+        if closed:
+            failures.abort(context, NodeStopped("the node is stopping"))
+        if full:
+            failures.abort(context, ProposalDropped(f"{CALLERS_MAX} callers have streams open: try another node"))
+        try:
+            say_up(context, "")
+            session = CallSession(self._services_of, outbox, self._message_bytes_max)
+            self._mode.spawn(session.read, requests, name="geraft caller reader")
+            yield from session.answers()
+        finally:
+            outbox.close()
+            with self._lock:
+                self._open.discard(outbox)
+        if session.error is not None:
+            failures.abort(context, session.error)
+
+    def close(self) -> None:
+        """End every stream. Any thread."""
+        with self._lock:
+            self._closed = True
+            outboxes = list(self._open)
+        for outbox in outboxes:
+            outbox.close()
+
+
+def say_up(context: grpc.ServicerContext, node_id: str) -> None:
+    """Tell the other end that its stream is taken. node_id: of the node that it belongs to, if it is that of one."""
+    context.send_initial_metadata(((UP_KEY, node_id.encode() or b"-"),))
+
+
 def _session_write(record: pb.ApplyReq | pb.CommitReq) -> SessionWrite | None:
     return SessionWrite(record.session, record.number, record.answered_below) if record.session else None
 
@@ -740,14 +839,15 @@ def server_options(bytes_max: int) -> tuple[tuple[str, int], ...]:
 
 
 class RaftServer:
-    """A gRPC server for one node's handlers."""
+    """A gRPC server for these handlers, and for reflection. It does not end them."""
 
-    def __init__(self, handlers: RaftHandlers, health: Health, mode: GrpcMode, listen: str, config: Config) -> None:
+    def __init__(
+        self, handlers: Sequence[grpc.GenericRpcHandler], mode: GrpcMode, listen: str, message_bytes_max: int
+    ) -> None:
         self._handlers = handlers
-        self._health = health
         self._mode = mode
         self._listen = listen
-        self._config = config
+        self._message_bytes_max = message_bytes_max
         self._server: grpc.Server | None = None
         self.address = ""
         """Where it listens; known once started."""
@@ -761,12 +861,8 @@ class RaftServer:
         addresses.check_free(self._listen)
         server = grpc.server(
             self._mode.executor(RPCS_MAX),  # type: ignore[arg-type]  # any Executor will do
-            handlers=[
-                self._handlers.generic_handler(),
-                *self._health.handlers(),
-                *Reflection(SERVICE, HEALTH_SERVICE).handlers(),
-            ],
-            options=[("grpc.so_reuseport", 0), *server_options(self._config.message_bytes_max)],  # or two could bind it
+            handlers=[*self._handlers, *Reflection(SERVICE, HEALTH_SERVICE).handlers()],
+            options=[("grpc.so_reuseport", 0), *server_options(self._message_bytes_max)],  # or two could bind it
             maximum_concurrent_rpcs=RPCS_MAX,
         )
         try:
@@ -778,10 +874,8 @@ class RaftServer:
         self.address = addresses.join(host, port)
 
     def stop(self, grace_seconds: float = 0.5, timeout_seconds: float = 5.0) -> None:
-        """Take no more RPCs, end the streams, and give other RPCs grace_seconds to end. Ends within timeout_seconds."""
+        """Take no more RPCs, and give those under way grace_seconds to end. Ends within timeout_seconds."""
         server, self._server = self._server, None
-        self._handlers.close()
-        self._health.end()
         if server is not None:
 
             def stop() -> None:

@@ -14,6 +14,7 @@ from geraft.core.snapshots import Snapshot
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, Waiter
 from geraft.runtime.wishes import Wish
+from geraft.transport.pulse import RestNote
 
 
 class Services(Protocol):
@@ -28,11 +29,18 @@ class Services(Protocol):
     @property
     def store_id(self) -> str: ...
 
+    @property
+    def group(self) -> str:
+        """Of the cluster, where the process holds nodes of several; else empty."""
+
     def admit(self, sender: str, sender_store: str) -> Refusal | None:
         """Whether messages of this sender, from this store, are heard: None, or why not."""
 
     def deliver(self, message: PeerMessage) -> None:
         """A message of an admitted peer, meant for us."""
+
+    def deliver_note(self, note: RestNote) -> None:
+        """What another process says of resting, of an admitted peer."""
 
     def submit(self, call: Waiter) -> None:
         """A caller's write, read or tuning; to be answered with hub.finish or hub.fail."""
@@ -73,8 +81,9 @@ class Services(Protocol):
     def peer_disconnected(self, peer: str, reason: str) -> None:
         """The replication stream to the peer broke."""
 
-    def peer_refused(self, peer: str, sentence: str) -> None:
-        """The peer does not hear us, or we do not hear it; the sentence says why and what to do."""
+    def peer_refused(self, peer: str, sentence: str, *, passing: bool = False) -> None:
+        """The peer does not hear us, or we do not hear it; the sentence says why and what to do. passing: it may well
+        end by itself."""
 
 
 class SnapshotSink(Protocol):

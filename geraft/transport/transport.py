@@ -6,14 +6,17 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from geraft.config import Config
+from geraft.core.entries import EntryId
 from geraft.core.messages import AppendEntriesReply, HeartbeatReply, PeerMessage, RequestVoteReply
 from geraft.errors import GeraftError
 from geraft.runtime.hub import Call, HubThread, monotonic, native_lock
 from geraft.runtime.wishes import Wish
+from geraft.transport.carrier import Carrier, Entrance
 from geraft.transport.grpc_mode import mode_for, sleep
-from geraft.transport.health import Health
+from geraft.transport.health import Health, NodeHealth
 from geraft.transport.hosted import Door, HostedServer
 from geraft.transport.peer import PeerLink
+from geraft.transport.pulse import Pulse
 from geraft.transport.server import SERVICE, RaftHandlers, RaftServer
 from geraft.transport.services import Services, SnapshotSink
 
@@ -43,9 +46,11 @@ class Transport:
         hub: HubThread,
         dial: Mapping[str, str] | None = None,
         door: Door | None = None,
+        carrier: Carrier | None = None,
     ) -> None:
         """dial: for a member's address, the one to reach it by from here, where that is another one. door: into a
-        server of the host's, which can be reached at `listen`; without one there is a server of our own."""
+        server of the host's, which can be reached at `listen`. carrier: what we share with the nodes of other groups,
+        its server included. Without either there is a server of our own."""
         self._services = services
         self._config = config
         self._mode = mode_for(hub)
@@ -53,14 +58,21 @@ class Transport:
         self._links: dict[str, PeerLink] = {}
         self._lock = native_lock()
         self._stopped = False
-        self.handlers = RaftHandlers(services, self._mode, config)
-        self.health = Health(self._mode, SERVICE)
-        self._server: RaftServer | HostedServer
+        self._carrier = carrier
+        services_of = carrier.services_of if carrier is not None else None
+        self.handlers = RaftHandlers(services, self._mode, config, services.group, services_of)
+        self._server: RaftServer | HostedServer | Entrance
+        if carrier is not None:
+            self.health = NodeHealth(carrier.health, f"{SERVICE}/{services.group}", alone=False)
+            self._server = carrier.entrance(services.group, self.handlers)
+            return
+        health = Health(self._mode)
+        self.health = NodeHealth(health, SERVICE, alone=True)
+        served = [self.handlers.generic_handler(), *health.handlers()]
         if door is None:
-            self._server = RaftServer(self.handlers, self.health, self._mode, listen, config)
+            self._server = RaftServer(served, self._mode, listen, config.message_bytes_max)
         else:
-            bytes_max = config.message_bytes_max
-            self._server = HostedServer(door, self.handlers, self.health, self._mode, listen, bytes_max)
+            self._server = HostedServer(door, served, self._mode, listen, config.message_bytes_max)
 
     def start(self) -> None:
         """Listen and serve. Raises AddressInUse or ConfigError."""
@@ -81,7 +93,8 @@ class Transport:
             for peer, address in peers.items():
                 if peer not in links:
                     dialled = self._dial.get(address, address)
-                    links[peer] = PeerLink(self._services, self._mode, self._config, peer, address, dialled)
+                    shared = self._carrier.link_to(dialled) if self._carrier is not None else None
+                    links[peer] = PeerLink(self._services, self._mode, self._config, peer, address, dialled, shared)
             self._links = links
         for link in gone:
             if link.up:
@@ -135,6 +148,23 @@ class Transport:
             return
         link.fetch_snapshot(sink)
 
+    # Resting, where many groups share a process
+
+    def pulse_of(self, peer: str) -> Pulse | None:
+        """Of the process that the peer lives in; None if there is none just now."""
+        link = self._links.get(peer)
+        return link.pulse if link is not None and link.up else None
+
+    def offer_rest(self, peer: str, term: int, last_entry: EntryId, number: int) -> None:
+        """Ask a follower to rest, or with 0 tell it that we rest no more. Any thread; never blocks."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.offer_rest(term, last_entry, number)
+
+    def answer_rest(self, leader_id: str, term: int, number: int, resting: bool) -> None:
+        """Any thread; never blocks."""
+        self.handlers.answer_rest(leader_id, term, number, resting)
+
     def connected_peers(self) -> frozenset[str]:
         """Peers whose replication stream from here is up."""
         return frozenset(peer for peer, link in self._links.items() if link.up)
@@ -149,6 +179,8 @@ class Transport:
             self._mode.call(self._close_links, list(links.values()), timeout_seconds=timeout_seconds / 2)
             if self.handlers.sessions:
                 sleep(min(LINGER_SECONDS, timeout_seconds / 4))
+            self.handlers.close()
+            self.health.end()
             self._server.stop(min(0.5, timeout_seconds / 4), timeout_seconds / 2)
         except GeraftError as error:
             log.warning("the transport did not stop in time: %s", error)

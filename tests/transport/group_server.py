@@ -17,6 +17,7 @@ from geraft.transport.server import RaftHandlers, server_options
 from geraft.transport.services import Services
 
 METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["Raft"].methods}
+METHODS.pop("Carry")  # between processes, of all groups
 
 
 def open_rpc(channel: grpc.Channel, name: str) -> Any:

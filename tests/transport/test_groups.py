@@ -58,7 +58,7 @@ def test_a_name_for_a_group(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [" ", "a b", "a/b", "a:b", "größe", "a\n", "\n", "x" * 101, "a,b", None, 7, b"a"], ids=repr
+    "name", [" ", "a b", "a/b", "a:b", "größe", "a\n", "\n", "x" * 101, "a,b", ".", "..", None, 7, b"a"], ids=repr
 )
 def test_no_name_for_a_group(name: Any) -> None:
     with pytest.raises(ConfigError, match="choose such a name"):

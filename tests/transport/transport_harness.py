@@ -23,6 +23,7 @@ from geraft.errors import GeraftError
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, CallKind, HubThread, acquire_hub, fail, finish, release_hub
 from geraft.runtime.wishes import Transfer, Wish
+from geraft.transport.pulse import RestNote
 from geraft.transport.transport import Transport
 
 CONFIG = Config()
@@ -46,6 +47,8 @@ class Peer:
         self.cluster_id = cluster_id
         self.node_id = node_id
         self.store_id = f"store-{node_id}"
+        self.group = ""
+        self.notes: list[RestNote] = []
         self.refusals: dict[str, Refusal] = {}
         self.answer_calls = True
         self.answer_votes = True
@@ -103,6 +106,9 @@ class Peer:
         else:
             self.delivered.append(message)
 
+    def deliver_note(self, note: RestNote) -> None:
+        self.notes.append(note)
+
     def submit(self, call: Call) -> None:
         self.calls.append(call)
         if self.call_error is not None:
@@ -143,7 +149,7 @@ class Peer:
     def peer_disconnected(self, peer: str, reason: str) -> None:
         self._note("disconnected", peer, reason)
 
-    def peer_refused(self, peer: str, sentence: str) -> None:
+    def peer_refused(self, peer: str, sentence: str, *, passing: bool = False) -> None:
         self._note("refused", peer, sentence)
 
     # What tests send

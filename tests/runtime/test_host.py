@@ -1,0 +1,362 @@
+"""RaftHost: nodes of many groups in one process, on one port; here all in the process of the test."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from runtime_parts import QUICK, Journal, wait_until
+
+from geraft import Client, Config, MemoryStorage, RaftHost, RaftNode
+from geraft.errors import AddressInUse, ConfigError, NodeStopped, NoLeader, UnknownGroup
+from geraft.pb import geraft_pb2 as pb
+from geraft.testing.cluster import free_addresses
+
+IDS = ["n1", "n2", "n3"]
+
+
+class Hosts:
+    """Three of them, in one process. nodes: by group and id."""
+
+    def __init__(self, rest_after_seconds: float = 0.15) -> None:
+        self.members = dict(zip(IDS, free_addresses(3), strict=True))
+        self.hosts = {
+            id: RaftHost(address, config=QUICK, rest_after_seconds=rest_after_seconds).start()
+            for id, address in self.members.items()
+        }
+        self.apps: dict[tuple[str, str], Journal] = {}
+
+    def add(self, *groups: str) -> None:
+        """A node of each of these groups in each host, started."""
+        for group in groups:
+            for id in IDS:
+                self.add_one(group, id)
+
+    def add_one(self, group: str, id: str, storage: MemoryStorage | None = None) -> RaftNode:
+        app = self.apps[group, id] = Journal()
+        return self.hosts[id].node(group, app, storage or MemoryStorage(), id=id, bootstrap=self.members).start()
+
+    def node(self, group: str, id: str) -> RaftNode:
+        return self.hosts[id].nodes[group]
+
+    def leader(self, group: str) -> RaftNode:
+        def leading() -> RaftNode | None:
+            nodes = [host.nodes[group] for host in self.hosts.values() if group in host.nodes]
+            return next((node for node in nodes if node.running and node.status().role == "leader"), None)
+
+        found: RaftNode = wait_until(leading)
+        return found
+
+    def rests(self, *groups: str) -> None:
+        """Wait until all nodes of these groups rest."""
+        wait_until(
+            lambda: all(
+                "rests" in host.nodes[group].status().explanation for host in self.hosts.values() for group in groups
+            )
+        )
+
+    def stop(self) -> None:
+        for host in self.hosts.values():
+            host.stop(5.0)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    made = Hosts()
+    yield made
+    made.stop()
+
+
+def test_each_group_is_a_cluster_of_its_own(hosts: Hosts) -> None:
+    hosts.add("a", "b")
+    hosts.node("a", "n1").apply(b"one", timeout_seconds=20)
+    hosts.node("b", "n2").apply(b"two", timeout_seconds=20)
+    wait_until(lambda: all(len(app.commands) == 1 for app in hosts.apps.values()))
+    assert {group: app.commands for (group, _), app in hosts.apps.items()} == {"a": [b"one"], "b": [b"two"]}
+    clusters = {hosts.node(group, id).cluster_info().cluster_id for group in "ab" for id in IDS}
+    assert len(clusters) == 2
+    assert {hosts.node(group, id).address for group in "ab" for id in IDS} == set(hosts.members.values())
+
+
+def test_a_group_that_has_nothing_to_do_rests_until_it_has(hosts: Hosts) -> None:
+    hosts.add("a", "b")
+    hosts.rests("a", "b")
+    terms = {group: hosts.leader(group).status().term for group in "ab"}
+    hosts.node("a", "n1").apply(b"x", timeout_seconds=20)  # forwarded, if another one leads
+    hosts.rests("a", "b")
+    for group in "ab":
+        for id in IDS:
+            peers = hosts.node(group, id).status().peers
+            status = hosts.node(group, id).status()
+            leader_or_all = [peer for peer in peers if status.role == "leader" or peer.id == status.leader_id]
+            assert all(peer.heard_seconds_ago is not None and peer.heard_seconds_ago < 1 for peer in leader_or_all)
+    assert terms == {group: hosts.leader(group).status().term for group in "ab"}, "nobody campaigned"
+    wait_until(lambda: all(hosts.apps["a", id].commands == [b"x"] for id in IDS))
+
+
+def test_while_a_group_rests_no_message_of_it_is_sent(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    from geraft.transport import carrier
+
+    hosts.add("a")
+    hosts.rests("a")
+    sent: list[int] = []
+    put_item = carrier._ProcessStream.put_item
+
+    def note(stream: Any, kind: int, encoded: bytes) -> None:
+        sent.append(kind)
+        put_item(stream, kind, encoded)
+
+    monkeypatch.setattr(carrier._ProcessStream, "put_item", note)
+    steps = {id: hosts.node("a", id)._supervisor._raft.now for id in IDS}
+    threading.Event().wait(1.0)
+    assert set(sent) == {pb.ITEM_KIND_PULSE_REQ}
+    assert len(sent) < 6 * 30  # a pulse to each of two others, every 50 ms
+    assert steps == {id: hosts.node("a", id)._supervisor._raft.now for id in IDS}, "the core is told nothing"
+
+
+def test_when_the_process_of_its_leader_ends_a_resting_group_elects_another(hosts: Hosts) -> None:
+    hosts.add("a")
+    hosts.rests("a")
+    leader = hosts.leader("a")
+    before = leader.status().term
+    hosts.hosts[leader.id]._shared._let_go(2.0)  # as a process that dies: no hand-over, all its streams break
+    others = [hosts.node("a", id) for id in IDS if id != leader.id]
+    wait_until(lambda: any(node.status().role == "leader" for node in others))
+    assert others[0].apply(b"x", timeout_seconds=20)
+    assert others[0].status().term > before
+    wait_until(lambda: all("rests" in node.status().explanation for node in others))
+
+
+def test_a_leader_that_stops_hands_over_although_all_rest(hosts: Hosts) -> None:
+    hosts.add("a", "b")
+    hosts.rests("a", "b")
+    leader = hosts.leader("a")
+    others = [hosts.node("a", id) for id in IDS if id != leader.id]
+    hosts.hosts[leader.id].forget("a")
+    wait_until(lambda: any(node.status().role == "leader" for node in others), timeout_seconds=3.0)
+    assert "a" not in hosts.hosts[leader.id].nodes
+    hosts.rests("b")
+    with pytest.raises(NodeStopped):
+        leader.apply(b"x")
+
+
+def test_a_node_that_fails_while_it_leads_and_rests_lets_the_others_know(hosts: Hosts) -> None:
+    """Its process lives and its pulse beats, but that stands for it no more."""
+    hosts.add("a")
+    hosts.rests("a")
+    leader = hosts.leader("a")
+    others = [hosts.node("a", id) for id in IDS if id != leader.id]
+    leader._supervisor.failed(RuntimeError("as if a part of it had died"))
+    wait_until(lambda: any(node.status().role == "leader" for node in others), timeout_seconds=10.0)
+    assert others[0].apply(b"x", timeout_seconds=20)
+
+
+def test_two_of_three_rest_while_the_third_is_gone_and_take_it_in_again(hosts: Hosts) -> None:
+    hosts.add("a")
+    leader = hosts.leader("a")
+    gone = next(id for id in IDS if id != leader.id)
+    hosts.rests("a")
+    storage = hosts.node("a", gone)._supervisor._storage
+    assert isinstance(storage, MemoryStorage)
+    hosts.hosts[gone].stop(5.0)
+    left = [hosts.node("a", id) for id in IDS if id != gone]
+    left[0].apply(b"missed", timeout_seconds=20)
+    wait_until(lambda: all("rests" in node.status().explanation for node in left))
+    hosts.hosts[gone] = RaftHost(hosts.members[gone], config=QUICK, rest_after_seconds=0.15).start()
+    hosts.add_one("a", gone, storage)
+    wait_until(lambda: hosts.apps["a", gone].commands == [b"missed"])
+    hosts.rests("a")
+
+
+def test_reads_of_every_kind_after_a_rest(hosts: Hosts) -> None:
+    hosts.add("a")
+    hosts.node("a", "n2").apply(b"x", timeout_seconds=20)
+    for consistency in ("linearizable", "lease"):
+        for id in IDS:
+            hosts.rests("a")
+            assert hosts.node("a", id).read(b"", timeout_seconds=20, consistency=consistency) == b"1"
+    assert hosts.node("a", "n1").read(b"", consistency="stale") == b"1"
+
+
+def all_have(apps: list[Journal], count: int) -> bool:
+    return all(len(app.commands) == count for app in apps)
+
+
+def test_many_callers_of_many_groups_from_every_host(hosts: Hosts) -> None:
+    groups = [f"g{number}" for number in range(8)]
+    hosts.add(*groups)
+
+    def write(group: str, id: str) -> None:
+        for number in range(10):
+            hosts.node(group, id).apply(f"{id} {number}".encode(), timeout_seconds=30)
+
+    threads = [threading.Thread(target=write, args=(group, id)) for group in groups for id in IDS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for group in groups:
+        apps = [hosts.apps[group, id] for id in IDS]
+        wait_until(partial(all_have, apps, 30))
+        assert hosts.apps[group, "n1"].commands == hosts.apps[group, "n2"].commands == hosts.apps[group, "n3"].commands
+
+
+def test_a_client_names_the_group(hosts: Hosts) -> None:
+    hosts.add("a", "b")
+    with Client(hosts.members.values(), group="b") as client:
+        client.apply(b"x", timeout_seconds=20)
+        wait_until(lambda: hosts.apps["b", "n1"].commands == [b"x"])
+        assert hosts.apps["a", "n1"].commands == []
+    for group, said in (("c", "which has a, b"), ("", "name the one")):
+        with Client(hosts.members.values(), group=group) as client, pytest.raises(UnknownGroup, match=said):
+            client.apply(b"x", timeout_seconds=2)
+
+
+def test_health_tells_of_the_host_and_of_each_group(hosts: Hosts) -> None:
+    hosts.add("a")
+    hosts.leader("a")
+    address = hosts.members["n1"]
+    with grpc.insecure_channel(address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
+
+        def status(service: str) -> int:
+            return int(check(health_pb2.HealthCheckRequest(service=service), timeout=5).status)
+
+        assert status("") == health_pb2.HealthCheckResponse.SERVING
+        wait_until(lambda: status("geraft.Raft/a") == health_pb2.HealthCheckResponse.SERVING)
+        hosts.hosts["n1"].forget("a")
+        with pytest.raises(grpc.RpcError, match="health is known of"):
+            status("geraft.Raft/a")
+
+
+def test_a_group_of_one_node_rests_too() -> None:
+    (address,) = free_addresses(1)
+    with RaftHost(address, config=QUICK, rest_after_seconds=0.1) as host:
+        node = host.node("a", Journal(), MemoryStorage(), id="n1", bootstrap={"n1": address}).start()
+        assert node.apply(b"x", timeout_seconds=20)
+        wait_until(lambda: "rests" in node.status().explanation)
+        assert node.apply(b"y", timeout_seconds=20)
+
+
+def test_a_group_that_shall_not_rest_does_not() -> None:
+    made = Hosts(rest_after_seconds=0)
+    try:
+        made.add("a")
+        leader = made.leader("a")
+        before = leader._supervisor._raft.round
+        threading.Event().wait(0.5)
+        assert leader._supervisor._raft.round > before
+        assert "rests" not in leader.status().explanation
+    finally:
+        made.stop()
+
+
+def test_one_group_with_an_app_that_hangs_does_not_stop_the_others(hosts: Hosts) -> None:
+    hosts.add("a", "b")
+    go_on = threading.Event()
+
+    def hang(command: bytes, index: int) -> None:
+        assert go_on.wait(30)
+
+    for id in IDS:
+        hosts.apps["a", id].on_write = hang
+    waiting = threading.Thread(target=lambda: hosts.node("a", "n1").apply(b"x", timeout_seconds=30))
+    waiting.start()
+    for number in range(20):
+        hosts.node("b", "n1").apply(b"%d" % number, timeout_seconds=20)
+    go_on.set()
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+# What is refused
+
+
+def refusals() -> list[tuple[str, Callable[[], object], str]]:
+    member = {"n1": "127.0.0.1:1"}
+    return [
+        ("no port", lambda: RaftHost("here"), "listen must be host:port"),
+        ("no threads", lambda: RaftHost("127.0.0.1:0", app_threads_max=0), "app_threads_max must be at least 1"),
+        ("a negative rest", lambda: RaftHost("127.0.0.1:0", rest_after_seconds=-1), "must be a number"),
+        (
+            "no group",
+            lambda: RaftHost("127.0.0.1:0").node("", Journal(), MemoryStorage(), id="n1", bootstrap=member),
+            "name the group",
+        ),
+        (
+            "a strange group",
+            lambda: RaftHost("127.0.0.1:0").node("a b", Journal(), MemoryStorage(), id="n1", bootstrap=member),
+            "a group is named by",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("what", "make", "said"), refusals(), ids=[what for what, _, _ in refusals()])
+def test_what_can_not_be_is_refused(what: str, make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+def test_a_second_node_of_a_group_is_refused(hosts: Hosts) -> None:
+    hosts.add("a")
+    with pytest.raises(ConfigError, match="has a node of group 'a' already"):
+        hosts.add_one("a", "n1")
+
+
+def test_a_taken_port_is_refused_and_nothing_stays_behind(hosts: Hosts) -> None:
+    second = RaftHost(hosts.members["n1"])
+    with pytest.raises(AddressInUse):
+        second.start()
+    with pytest.raises(NodeStopped, match="it starts once"):
+        second.start()
+    second.stop()
+
+
+def test_a_node_starts_in_a_host_that_runs_and_not_before() -> None:
+    (address,) = free_addresses(1)
+    host = RaftHost(address, config=QUICK)
+    node = host.node("a", Journal(), MemoryStorage(), id="n1", bootstrap={"n1": address})
+    with pytest.raises(NodeStopped, match="start it before its nodes"):
+        node.start()
+    host.start()
+    host.stop()
+    host.stop()
+    late = host.node("b", Journal(), MemoryStorage(), id="n1", bootstrap={"n1": address})
+    with pytest.raises(NodeStopped, match="was stopped"):
+        late.start()
+
+
+def test_a_peer_whose_process_holds_no_groups_is_told_of() -> None:
+    plain, address = free_addresses(2)
+    members = {"n1": address, "n2": plain}
+    with (
+        RaftNode(Journal(), MemoryStorage(), id="n2", bootstrap={"n2": plain}, config=QUICK),
+        RaftHost(address, config=QUICK) as host,
+    ):
+        node = host.node("a", Journal(), MemoryStorage(), id="n1", bootstrap=members).start()
+        wait_until(lambda: "holds no groups: make its nodes by a RaftHost" in node.status().explanation)
+        with pytest.raises(NoLeader, match="holds no groups"):
+            node.apply(b"x", timeout_seconds=0.5)
+
+
+def test_times_that_are_too_short_for_pulses_keep_a_group_awake() -> None:
+    """A node that must suspect its leader within a few pulses can't rest: it would wake for every late one."""
+    members = dict(zip(IDS, free_addresses(3), strict=True))
+    slow = Config(heartbeat_interval_seconds=0.2, election_timeout_seconds=2.0)
+    made = {id: RaftHost(each, config=slow, rest_after_seconds=0.1).start() for id, each in members.items()}
+    try:
+        nodes = [
+            host.node("a", Journal(), MemoryStorage(), id=id, bootstrap=members, config=QUICK).start()
+            for id, host in made.items()
+        ]
+        nodes[0].apply(b"x", timeout_seconds=20)
+        threading.Event().wait(1.0)
+        assert not any("rests" in node.status().explanation for node in nodes)
+    finally:
+        for host in made.values():
+            host.stop(5.0)
