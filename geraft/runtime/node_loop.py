@@ -141,7 +141,7 @@ TICK_DUE = TickDue()
 
 
 class Woken:
-    """Of a node that rests: its pulse has stopped."""
+    """Wakes a node that rests: its pulse has stopped, or calls came back to it."""
 
 
 WOKEN = Woken()
@@ -365,7 +365,8 @@ class NodeLoop:
         elif wish.deadline <= self._clock():
             fail([wish], NoLeader(self._why_no_leader()))
         else:
-            self._wishes_parked.append(wish)  # the next tick looks again
+            self._wishes_parked.append(wish)
+            self._look_again()
 
     def _take_tuning(self, tuning: Tuning) -> None:
         try:
@@ -518,6 +519,12 @@ class NodeLoop:
             fail(calls, self._why_ended())
         else:
             self._parked += calls
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """The next tick looks at what is parked; a node that rests has none until it is woken."""
+        if self.rest is not None:
+            self.inbox.put(WOKEN)
 
     def _unpark(self) -> None:
         parked: list[Waiter] = [*self._parked, *self._wishes_parked]

@@ -15,6 +15,8 @@ from runtime_parts import QUICK, Journal, wait_until
 from geraft import Client, Config, MemoryStorage, RaftHost, RaftNode
 from geraft.errors import AddressInUse, ConfigError, NodeStopped, NoLeader, UnknownGroup
 from geraft.pb import geraft_pb2 as pb
+from geraft.runtime.hub import Call, CallKind, monotonic
+from geraft.runtime.wishes import Transfer
 from geraft.testing.cluster import free_addresses
 
 IDS = ["n1", "n2", "n3"]
@@ -360,3 +362,19 @@ def test_times_that_are_too_short_for_pulses_keep_a_group_awake() -> None:
     finally:
         for host in made.values():
             host.stop(5.0)
+
+
+def test_calls_that_come_back_to_a_node_that_rests_wake_it(hosts: Hosts) -> None:
+    """They were forwarded before it rested, and the leader of then did not take them."""
+    hosts.add("a")
+    hosts.rests("a")
+    follower = next(hosts.node("a", id) for id in IDS if hosts.node("a", id).status().role != "leader")
+    call = Call(CallKind.APPLY, b"came back", deadline=monotonic() + 20)
+    follower._supervisor.resubmit([call])
+    assert call.wait(10)
+    assert call.error is None
+    wish = Transfer("", monotonic() + 20, forwarded=False)
+    hosts.rests("a")
+    follower._supervisor.resubmit_wish(wish)
+    assert wish.wait(10)
+    assert wish.error is None
