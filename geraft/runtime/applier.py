@@ -110,7 +110,7 @@ class Applier(Worker):
 
     An exception of process_write is retried with growing pauses; the node goes on meanwhile. apply_error tells what it
     said last, "" if the app is well. applied: tells the node loop how far the app is; apply_failed: tells of each
-    exception (index, attempt, error). Any thread.
+    exception (index, attempt, error). Any thread. label: what the log calls the node.
     """
 
     def __init__(
@@ -125,8 +125,10 @@ class Applier(Worker):
         snapshots: SnapshotNews,
         on_crash: Callable[[BaseException], None],
         pool: Pool | None = None,
+        label: str = "",
     ) -> None:
         super().__init__("geraft applier", on_crash, pool)
+        self._label = label
         self._snapshots = snapshots
         self._applied_index = 0
         self._app = app
@@ -251,7 +253,7 @@ class Applier(Worker):
         self._restore_sessions(snapshot.sessions)
         self._applied_index = snapshot.index
         self._under_way = snapshot.index, iter(())
-        log.info("installed snapshot %d.%d, %d bytes", *snapshot.last_entry, snapshot.size_bytes)
+        log.info("%s: installed snapshot %d.%d, %d bytes", self._label, *snapshot.last_entry, snapshot.size_bytes)
         self._applied(snapshot.index)
         self._snapshots.installed(snapshot)
 
@@ -263,10 +265,11 @@ class Applier(Worker):
             with contextlib.suppress(Exception):
                 self._app.delete_snapshot(fetch.last_entry.index)
             if isinstance(error, FetchCancelled):
-                log.info("fetching snapshot %d.%d was given up", *fetch.last_entry)
+                log.info("%s: fetching snapshot %d.%d was given up", self._label, *fetch.last_entry)
                 return
             fetch.cancel()
-            log.warning("snapshot %d.%d could not be had from %s: %s", *fetch.last_entry, fetch.leader, error)
+            sentence = "%s: snapshot %d.%d could not be had from %s: %s"
+            log.warning(sentence, self._label, *fetch.last_entry, fetch.leader, error)
             with contextlib.suppress(_Stopped):
                 self._pause(self.retry_seconds)
             self._snapshots.fetched(fetch, None)
@@ -356,7 +359,7 @@ class Applier(Worker):
             reraise=True,
         )
         result: tuple[bytes, MakeSnapshot] = retrying(process_write)
-        log.warning("entry %d is applied at last", index)
+        log.warning("%s: entry %d is applied at last", self._label, index)
         self.apply_error = ""
         return result
 
@@ -368,7 +371,8 @@ class Applier(Worker):
 
     def _note_failure(self, index: int, attempt: int, error: BaseException) -> None:
         self.apply_error = f"process_write of entry {index} raised {error!r} (attempt {attempt})"
-        log.error("%s; the node goes on and tries again", self.apply_error, exc_info=error if attempt == 1 else None)
+        sentence = "%s: %s; the node goes on and tries again"
+        log.error(sentence, self._label, self.apply_error, exc_info=error if attempt == 1 else None)
         self._apply_failed(index, attempt, error)
 
     def _pause(self, seconds: float) -> None:

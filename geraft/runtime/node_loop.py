@@ -163,7 +163,7 @@ class NodeLoop:
     Never waits for anything but news. why_no_leader: a sentence for callers who could not be served. leader_changed:
     told the id of the leader, "" for none; must not block. why_refused: for a peer's id, why it does not hear us or we
     not it, as the end of a sentence. clock: that of the calls' deadlines. session_limits: for sessions that are opened
-    while this node leads.
+    while this node leads. label: what the log calls this node, by default its id.
     """
 
     def __init__(
@@ -185,7 +185,9 @@ class NodeLoop:
         leader_changed: Callable[[str], None] = lambda leader_id: None,
         why_refused: Callable[[str], str] = lambda peer: "",
         clock: Callable[[], float] = monotonic,
+        label: str = "",
     ) -> None:
+        self._label = label or raft.id
         self.raft = raft
         self.inbox = inbox
         self.rest: Resting | None = None
@@ -381,7 +383,7 @@ class NodeLoop:
         snapshot = event.snapshot
         self.step(event)
         self._keeper.recorded(snapshot)
-        log.info("%s: snapshot %d.%d is recorded, %d bytes", self.raft.id, *snapshot.last_entry, snapshot.size_bytes)
+        log.info("%s: snapshot %d.%d is recorded, %d bytes", self._label, *snapshot.last_entry, snapshot.size_bytes)
         self._dispatcher.send(signals.snapshot_created, index=snapshot.index, size_bytes=snapshot.size_bytes)
 
     def _take_leader_wanted(self, wanted: LeaderWanted) -> None:
@@ -572,7 +574,7 @@ class NodeLoop:
         self._hand_over_at = now + self.apply_stuck_seconds
         log.error(
             "%s: the app has been stuck at entry %d for %.1f s: looking for a voter whose app is past it, to lead",
-            self.raft.id,
+            self._label,
             at,
             stuck_seconds,
         )
@@ -676,13 +678,13 @@ class NodeLoop:
             self._redirect(self.reads.take(token))
 
     def _role_changed(self, effect: RoleChanged) -> None:
-        log.info("%s: %s -> %s in term %d", self.raft.id, effect.old.value, effect.new.value, effect.term)
+        log.info("%s: %s -> %s in term %d", self._label, effect.old.value, effect.new.value, effect.term)
         self._dispatcher.send(
             signals.role_changed, old_role=effect.old.value, new_role=effect.new.value, term=effect.term
         )
 
     def _leader_changed(self, effect: LeaderChanged) -> None:
-        log.info("%s: %s leads term %d", self.raft.id, effect.leader or "nobody known", effect.term)
+        log.info("%s: %s leads term %d", self._label, effect.leader or "nobody known", effect.term)
         self._tell_leader_changed(effect.leader)
         self._dispatcher.send(signals.leader_changed, leader_id=effect.leader, term=effect.term)
         if effect.leader or is_removed(self.raft):  # nobody tells one who was removed who leads now
@@ -727,7 +729,7 @@ class NodeLoop:
         fail([change], error)
 
     def _removed(self, effect: Removed) -> None:
-        log.warning("%s: removed from the cluster, as of entry %d", self.raft.id, effect.index)
+        log.warning("%s: removed from the cluster, as of entry %d", self._label, effect.index)
         self._unpark()  # nobody will lead us any more
 
     def _transfer_ended(self, effect: TransferEnded) -> None:
@@ -737,14 +739,14 @@ class NodeLoop:
         elif effect.reason in (Reason.TRANSFERRING, Reason.NOT_LEADER) and transfer.deadline > self._clock():
             self._wishes_parked.append(transfer)  # at the next tick somebody else may lead
         else:
-            log.warning("%s: leadership stays here: %s", self.raft.id, effect.reason.value)
+            log.warning("%s: leadership stays here: %s", self._label, effect.reason.value)
             fail([transfer], TransferFailed(effect.reason.value))
 
     def _truncated_to(self, effect: TruncatedTo) -> None:
-        log.info("%s: entries after %d.%d gave way to the leader's", self.raft.id, *effect.last)
+        log.info("%s: entries after %d.%d gave way to the leader's", self._label, *effect.last)
 
     def _alarm(self, effect: Alarm) -> None:
-        log.error("%s: %s", self.raft.id, effect.sentence)
+        log.error("%s: %s", self._label, effect.sentence)
 
     # The end
 

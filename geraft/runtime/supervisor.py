@@ -167,6 +167,7 @@ class Supervisor:
         group: str = "",
     ) -> None:
         self.group = group
+        self._label = f"{id} of {group}" if group else id
         self._shared = shared
         storage_pool = shared.storage_pool if shared is not None else None
         app_pool = shared.app_pool if shared is not None else None
@@ -227,6 +228,7 @@ class Supervisor:
             snapshots=self,
             on_crash=self.failed,
             pool=app_pool,
+            label=self._label,
         )
         self._readers = Readers(app, max(int(config.read_threads), 1), self.failed, app_pool)
 
@@ -236,7 +238,7 @@ class Supervisor:
         """Open the store, recover, listen, and run. Whatever goes wrong, nothing stays behind."""
         with self._lock:
             if self.phase is not Phase.NEW:
-                raise NodeStopped(f"node {self.id} {self.phase.value}: a node starts once; make a new RaftNode")
+                raise NodeStopped(f"node {self._label} {self.phase.value}: a node starts once; make a new RaftNode")
             self.phase = Phase.STARTING
             self._turner = gevent.getcurrent()
             self._generation = fork_generation()  # made before a fork, it may be started in the child
@@ -244,7 +246,7 @@ class Supervisor:
 
         def left() -> float:
             if self._stop_wanted:
-                raise NodeStopped(f"node {self.id} was stopped while it started")
+                raise NodeStopped(f"node {self._label} was stopped while it started")
             return float(max(deadline - monotonic(), 0.1))
 
         def too_long(what: str) -> Callable[[], BaseException]:
@@ -275,7 +277,7 @@ class Supervisor:
             with self._lock:
                 left()
                 if self.phase is not Phase.STARTING:
-                    raise self.cause or NodeStopped(f"node {self.id} {self.phase.value}")
+                    raise self.cause or NodeStopped(f"node {self._label} {self.phase.value}")
                 self.phase = Phase.RUNNING
             self._hub.call(self._run, timeout_seconds=left())
             self._transport.health.set_running(self.phase is Phase.RUNNING)
@@ -413,12 +415,12 @@ class Supervisor:
                 else:
                     return
             except MembershipRefused as error:
-                log.error("%s: %s", self.id, error)
+                log.error("%s: %s", self._label, error)
                 return
             except GeraftError as error:
                 if str(error) != said and self.phase is Phase.RUNNING:
                     said = str(error)
-                    log.warning("%s is not settled in the cluster yet: %s", self.id, error)
+                    log.warning("%s is not settled in the cluster yet: %s", self._label, error)
                 sleep(SETTLE_PAUSE_SECONDS)
 
     def _tell_address(self, member: Member) -> None:
@@ -442,7 +444,7 @@ class Supervisor:
                 error = reason
             else:
                 log.info(
-                    "%s: the others know that it is at %s now, not at %s", self.id, self._advertise, member.address
+                    "%s: the others know that it is at %s now, not at %s", self._label, self._advertise, member.address
                 )
                 wait_until = monotonic() + ADD_SECONDS
                 while monotonic() < wait_until and self._raft.configuration.members.get(self.id) == member:
@@ -537,6 +539,7 @@ class Supervisor:
             apply_stuck_seconds=self.config.apply_stuck_seconds,
             leader_changed=lambda leader_id: transport.health.set_leader_known(bool(leader_id)),
             why_refused=lambda peer: f" ({self._refusals[peer]})" if peer in self._refusals else "",
+            label=self._label,
         )
         self._ticker = Ticker(
             self._inbox,
@@ -583,7 +586,7 @@ class Supervisor:
         if self.phase is not Phase.RUNNING or self._generation != fork_generation():
             if self._generation != fork_generation() and self.phase is not Phase.NEW:
                 raise NodeForked(
-                    f"node {self.id} was started before a fork and does not run in the child:"
+                    f"node {self._label} was started before a fork and does not run in the child:"
                     " start nodes after the fork, in the child"
                 )
             raise self._not_running()
@@ -591,7 +594,7 @@ class Supervisor:
     def _not_running(self) -> NodeStopped:
         because = f": {self.cause}" if self.cause is not None else ""
         todo = ": call start() first" if self.phase is Phase.NEW else ""
-        return NodeStopped(f"node {self.id} {self.phase.value}{because}{todo}", cause=self.cause)
+        return NodeStopped(f"node {self._label} {self.phase.value}{because}{todo}", cause=self.cause)
 
     def put(self, item: Waiter) -> None:
         """Hand a caller's wish to the node loop, which will answer it. Raises NodeStopped. Any thread."""
@@ -662,7 +665,7 @@ class Supervisor:
             before, after = getattr(old, setting.name), getattr(config, setting.name)
             if before != after:
                 todo = ": see that all nodes of the cluster get it" if is_same_on_all(setting) else ""
-                log.warning("%s: %s is now %s, not %s%s", self.id, setting.name, after, before, todo)
+                log.warning("%s: %s is now %s, not %s%s", self._label, setting.name, after, before, todo)
         return config, core_settings(config)
 
     # What the transport asks (transport.services.Services)
@@ -750,13 +753,13 @@ class Supervisor:
         self._put(PeerConnected(peer=peer))
 
     def peer_disconnected(self, peer: str, reason: str) -> None:
-        log.info("%s: the stream to %s broke: %s", self.id, peer, reason)
+        log.info("%s: the stream to %s broke: %s", self._label, peer, reason)
         self._put(PeerDisconnected(peer=peer))
 
     def peer_refused(self, peer: str, sentence: str, *, passing: bool = False) -> None:
         if self._refusals.get(peer) != sentence:
             level = logging.INFO if passing else logging.ERROR
-            log.log(level, "%s: refused by or refusing %s: %s", self.id, peer, sentence)
+            log.log(level, "%s: refused by or refusing %s: %s", self._label, peer, sentence)
             self._refusals[peer] = sentence
 
     def cluster_info(self) -> pb.ClusterInfoRep:
@@ -877,7 +880,7 @@ class Supervisor:
                 return
             was_running = self.phase is Phase.RUNNING
             self.phase, self.cause = Phase.FAILED, cause
-        log.error("node %s stops: %s", self.id, cause, exc_info=cause)
+        log.error("node %s stops: %s", self._label, cause, exc_info=cause)
         hub = self._hub
         if was_running and hub is not None:
             self._say_unhealthy()
@@ -906,7 +909,7 @@ class Supervisor:
             because = f": {self.cause}" if self.cause is not None else ""
             self._loop.fail_everything(
                 OutcomeUnknown(
-                    f"node {self.id} {self.phase.value}{because}; the write may still be committed by the others"
+                    f"node {self._label} {self.phase.value}{because}; the write may still be committed by the others"
                 ),
                 self._not_running,
                 untaken,
@@ -989,21 +992,21 @@ class Supervisor:
             try:
                 hub.call(self._leave_hub, left(0.3), timeout_seconds=left(0.5))
             except Exception as error:
-                log.warning("node %s did not fall silent in time: %s", self.id, error)
+                log.warning("node %s did not fall silent in time: %s", self._label, error)
         for worker in (self._applier, self._keeper, self._readers, self._dispatcher):
             worker.end_soon()
         if not self._applier.wait_until_ended(left(0.3)):
             self._applier.drop_queue()
-            log.error("node %s: process_write hangs; its thread is left as it is", self.id)
+            log.error("node %s: process_write hangs; its thread is left as it is", self._label)
         if not self._keeper.wait_until_ended(left(0.3)):
-            log.error("node %s: the app hangs over a snapshot; its thread is left as it is", self.id)
+            log.error("node %s: the app hangs over a snapshot; its thread is left as it is", self._label)
         if not self._readers.wait_until_ended(left(0.3)):
-            log.error("node %s: process_read hangs; its thread is left as it is", self.id)
+            log.error("node %s: process_read hangs; its thread is left as it is", self._label)
         if not self._dispatcher.wait_until_ended(left(0.3)):
-            log.error("node %s: a receiver of a signal hangs; its thread is left as it is", self.id)
+            log.error("node %s: a receiver of a signal hangs; its thread is left as it is", self._label)
         self._log_writer.end_soon(last=self._close_store)
         if not self._log_writer.wait_until_ended(left(0.8)):
-            log.error("node %s: the log store hangs; it is left as it is", self.id)
+            log.error("node %s: the log store hangs; it is left as it is", self._label)
         if hub is not None:
             self._hub = None
             if self._shared is None:
