@@ -12,11 +12,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from runtime_parts import QUICK, Journal, wait_until
 
-from geraft import Client, Config, MemoryStorage, RaftHost, RaftNode
+from geraft import Client, Config, MemoryStorage, RaftHost, RaftNode, raft_server_options
 from geraft.errors import AddressInUse, ConfigError, NodeStopped, NoLeader, UnknownGroup
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, CallKind, monotonic
 from geraft.runtime.wishes import Transfer
+from geraft.service import grpc_executor
 from geraft.testing.cluster import free_addresses
 
 IDS = ["n1", "n2", "n3"]
@@ -378,3 +379,24 @@ def test_calls_that_come_back_to_a_node_that_rests_wake_it(hosts: Hosts) -> None
     follower._supervisor.resubmit_wish(wish)
     assert wish.wait(10)
     assert wish.error is None
+
+
+def test_a_host_on_a_server_of_the_users() -> None:
+    (address,) = free_addresses(1)
+    server = grpc.server(grpc_executor(), options=raft_server_options())
+    echo = {"Say": grpc.unary_unary_rpc_method_handler(lambda request, context: request)}
+    host = RaftHost(address, server=server, config=QUICK, rest_after_seconds=0.1)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("example.Echo", echo)])
+    assert server.add_insecure_port(address)
+    server.start()
+    try:
+        with host:
+            for group in "ab":
+                host.node(group, Journal(), MemoryStorage(), id="n1", bootstrap={"n1": address}).start()
+            with Client(address, group="b") as client, grpc.insecure_channel(address) as channel:
+                client.apply(b"x", timeout_seconds=20)
+                assert channel.unary_unary("/example.Echo/Say")(b"hello", timeout=10) == b"hello"
+        with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError, match="does not run"):
+            channel.unary_unary("/geraft.Raft/Status")(b"", timeout=10)
+    finally:
+        server.stop(0.5).wait(10)
