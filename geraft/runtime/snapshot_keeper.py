@@ -23,6 +23,7 @@ from geraft.storage.base import RaftStorage, StoredState
 log = logging.getLogger(__name__)
 
 SNAPSHOTS_KEPT = 2
+ENDED = "the node ended before the snapshot was made and recorded"
 READ_BYTES = 4 * 1024 * 1024
 """Of the log, read at a time while folding."""
 
@@ -43,13 +44,9 @@ class Fold(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """The snapshot of snapshot_index is of no use, unless the catalogue has it.
-
-    fetched: it came from a leader; if the app has made one of that index as well, it stays.
-    """
+    """The snapshot of snapshot_index is of no use, unless the catalogue has it, or is about to."""
 
     snapshot_index: int
-    fetched: bool = False
 
 
 class SnapshotKeeper(Worker):
@@ -57,7 +54,8 @@ class SnapshotKeeper(Worker):
 
     made: tells the node loop of a snapshot that the app holds durably. forget: takes one out of the store's catalogue,
     and then calls `forgotten`. ask_app: has the applier call back between two entries, with the index of the last one
-    applied and the state of the sessions. The catalogue here is what the store's is, or is about to be.
+    applied and the state of the sessions. after_writes: calls back once all is done that the store was given before, on
+    any thread. The catalogue here is what the store's is, or is about to be.
     """
 
     def __init__(
@@ -68,6 +66,7 @@ class SnapshotKeeper(Worker):
         made: Callable[[SnapshotMade], None],
         forget: Callable[[int], None],
         ask_app: Callable[[Callable[[int, bytes], None]], None],
+        after_writes: Callable[[Callable[[], None]], None],
         on_crash: Callable[[BaseException], None],
         pool: Pool | None = None,
     ) -> None:
@@ -77,12 +76,15 @@ class SnapshotKeeper(Worker):
         self._made = made
         self._forget = forget
         self._ask_app = ask_app
+        self._after_writes = after_writes
         self._guard = native_lock()  # of what follows; held for a moment
         self._catalogue: dict[int, Snapshot] = {}
         self._leases: Counter[int] = Counter()
         self._forgetting: set[int] = set()
         self._unrecorded: set[int] = set()  # made, and on their way into the catalogue
+        self._asking: list[Waiter] = []  # who wants a snapshot, of an index that is not known yet
         self._wanted: dict[int, list[Waiter]] = {}  # by the index of the snapshot that they wait for
+        self._over = False
         self._fold_asked = False
 
     # For any thread ---------------------------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ class SnapshotKeeper(Worker):
             with self._guard:
                 self._unrecorded.discard(index)
             self._end_waiting(index, discarded=True)
-        self.queue.put(Delete(index, fetched))
+        self.queue.put(Delete(index))
 
     def recorded(self, snapshot: Snapshot) -> None:
         """The store's catalogue has it: older ones than the two newest may go."""
@@ -125,8 +127,21 @@ class SnapshotKeeper(Worker):
             if self._fold_asked:
                 return
             self._fold_asked = True
+        else:
+            with self._guard:
+                over = self._over
+                if not over:
+                    self._asking.append(waiter)
+            if over:
+                fail([waiter], SnapshotFailed(ENDED))
+                return
         waiting = (waiter,) if waiter is not None else ()
-        self._ask_app(lambda index, sessions: self.queue.put(Fold(index, sessions, waiting)))
+
+        def app_told(index: int, sessions: bytes) -> None:
+            # What is applied may still be on its way to our own disk, where a fold reads it.
+            self._after_writes(lambda: self.queue.put(Fold(index, sessions, waiting)))
+
+        self._ask_app(app_told)
 
     @contextlib.contextmanager
     def reading(self, last_entry: EntryId) -> Iterator[tuple[Snapshot, Iterator[bytes]]]:
@@ -228,7 +243,7 @@ class SnapshotKeeper(Worker):
             case Fold():
                 self._fold(item)
             case Delete():
-                if not (item.fetched and item.snapshot_index in self._unrecorded):
+                if item.snapshot_index not in self._unrecorded:  # another one of that index, made meanwhile, stays
                     self._delete(item.snapshot_index)
             case _:
                 super().work(item)
@@ -236,13 +251,16 @@ class SnapshotKeeper(Worker):
 
     def drop(self, item: Any) -> None:
         if isinstance(item, Fold):
-            fail(item.waiting, SnapshotFailed("the node ended before the snapshot was made"))
+            self._no_longer_asking(item.waiting)
+            fail(item.waiting, SnapshotFailed(ENDED))
 
     def after_end(self) -> None:
         with self._guard:
-            waiting = [waiter for waiters in self._wanted.values() for waiter in waiters]
+            self._over = True
+            waiting = [*self._asking, *(waiter for waiters in self._wanted.values() for waiter in waiters)]
+            self._asking.clear()
             self._wanted.clear()
-        fail(waiting, SnapshotFailed("the node ended before the snapshot was recorded"))
+        fail(waiting, SnapshotFailed(ENDED))
 
     def _measure(self, index: int, sessions: bytes) -> None:
         """Read what the app has made, as a follower would get it, and have it recorded."""
@@ -260,10 +278,17 @@ class SnapshotKeeper(Worker):
     def _fold(self, work: Fold) -> None:
         if not work.waiting:
             self._fold_asked = False
+        self._no_longer_asking(work.waiting)
         old, index = self.newest, work.snapshot_index
         if index == 0 or (old is not None and old.index >= index):
             finish(work.waiting, [old.index if old is not None else 0] * len(work.waiting))
             return
+        with self._guard:
+            copied = index in self._unrecorded
+            if copied:
+                self._wanted.setdefault(index, []).extend(work.waiting)
+        if copied:
+            return  # its record tells of the bytes that are there: they must stay what they are
         try:
             with contextlib.ExitStack() as stack:
                 if old is not None:
@@ -282,6 +307,10 @@ class SnapshotKeeper(Worker):
         with self._guard:
             self._wanted.setdefault(index, []).extend(work.waiting)
         self._measure(index, work.sessions)
+
+    def _no_longer_asking(self, waiting: Sequence[Waiter]) -> None:
+        with self._guard:
+            self._asking = [waiter for waiter in self._asking if waiter not in waiting]
 
     @contextlib.contextmanager
     def _lease(self, index: int) -> Iterator[None]:

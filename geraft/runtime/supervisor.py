@@ -212,6 +212,7 @@ class Supervisor:
             made=self._put,
             forget=lambda index: self._log_writer.queue.put(ForgetSnapshot(index)),
             ask_app=lambda answer: self._applier.queue.put(StateWanted(answer)),
+            after_writes=lambda then: self._log_writer.queue.put(then),
             on_crash=self.failed,
             pool=app_pool,
         )
@@ -558,7 +559,7 @@ class Supervisor:
                 resume=partial(self._shared.ticker.add, self._ticker),
                 clock=monotonic,
             )
-        self._compactor = Compactor(self.config.compaction_interval_seconds, self._keeper.fold)
+        self._compactor = Compactor(self.config.compaction_interval_seconds, self._keeper.fold, monotonic())
         self._workers = [self._loop.run, self._compactor.run]
         if self._shared is None:
             self._workers.append(self._ticker.run)

@@ -15,8 +15,9 @@ from geraft.core.entries import EntryBatch, EntryId, EntryKind
 from geraft.core.events import SnapshotMade
 from geraft.core.membership import initial_configuration
 from geraft.core.snapshots import Snapshot
-from geraft.errors import StorageFailed
+from geraft.errors import SnapshotFailed, StorageFailed
 from geraft.records import encode_session_write
+from geraft.runtime.hub import Waiter
 from geraft.runtime.snapshot_keeper import LoggedCommands, SnapshotKeeper, measure
 from geraft.sessions import Limits, SessionTable, commands_applied, opening
 from geraft.storage import MemoryStorage
@@ -67,15 +68,22 @@ class Desk:
         self.made: list[SnapshotMade] = []
         self.crashes: list[BaseException] = []
         self.applied = 0
+        self.answer_at_once = True
+        self.after_writes: Callable[[Callable[[], None]], object] = lambda then: then()
         self.keeper = SnapshotKeeper(
             self.app,
             self.storage,
             made=self.made.append,
             forget=lambda index: self.app.said.append(("forget", index)),
-            ask_app=lambda answer: answer(self.applied, b"sessions"),
+            ask_app=self.ask_app,
+            after_writes=lambda then: self.after_writes(then),
             on_crash=self.crashes.append,
         )
         self.keeper.start()
+
+    def ask_app(self, answer: Callable[[int, bytes], None]) -> None:
+        if self.answer_at_once:
+            answer(self.applied, b"sessions")
 
     def record(self, index: int) -> Snapshot:
         """As the node loop does it, once the store has it."""
@@ -223,6 +231,67 @@ def test_commands_that_are_cut_off_under_a_fold_end_it(desk: Desk) -> None:
     desk.storage.compact(2, 10**9)
     with pytest.raises(StorageFailed, match="no longer in the log"):
         list(requests)
+
+
+def test_a_fold_of_what_was_copied_leaves_the_copy_alone(desk: Desk) -> None:
+    """The record of the copy is on its way to the store: other bytes, or none, must not take its place.
+
+    Found by the simulator: a fold that failed took the copy with it, and the node could not start again.
+    """
+    desk.app.held[3] = b"copied"
+    desk.keeper.copied(3, b"sessions")
+    desk.settle()
+    desk.applied = 3
+    waiter = Waiter()
+    desk.keeper.fold(waiter)  # of commands that the store does not have
+    desk.settle()
+    assert desk.app.held == {3: b"copied"}
+    assert not waiter.done
+    desk.record(3)
+    assert waiter.result(20, TimeoutError) == 3
+    assert len(desk.made) == 1
+
+
+def test_a_snapshot_that_is_made_again_outlives_the_damaged_one_of_its_index(desk: Desk) -> None:
+    """The app asks for one at the same entry when it is replayed; the store forgets the damaged one meanwhile."""
+    desk.app.held[10] = b"made again"
+    desk.keeper.copied(10, b"")
+    desk.settle()
+    desk.keeper.forgotten(10)
+    desk.settle()
+    assert desk.app.held == {10: b"made again"}
+
+
+def test_a_fold_comes_after_the_writes_that_wait_for_the_disk(desk: Desk) -> None:
+    """What is committed and applied need not be on this node's disk yet. Found by the simulator."""
+    desk.applied = 3
+    waiting: list[Callable[[], None]] = []
+    desk.after_writes = waiting.append
+    waiter = Waiter()
+    desk.keeper.fold(waiter)
+    desk.settle()
+    assert not waiter.done
+    desk.storage.write(None, [commands(1, b"a", b"b", b"c")])
+    for then in waiting:
+        then()
+    desk.settle()
+    assert desk.app.held == {3: b"abc"}
+
+
+def test_who_asked_for_a_snapshot_is_told_that_the_node_ends() -> None:
+    """Wherever the wish is by then: with the applier, at the disk, or not handed on at all. Found by the simulator."""
+    desk = Desk()
+    at_the_applier, at_the_disk, too_late = Waiter(), Waiter(), Waiter()
+    desk.answer_at_once = False
+    desk.keeper.fold(at_the_applier)
+    desk.answer_at_once = True
+    desk.after_writes = lambda then: None
+    desk.keeper.fold(at_the_disk)
+    assert desk.keeper.stop(20)
+    desk.keeper.fold(too_late)
+    for waiter in (at_the_applier, at_the_disk, too_late):
+        with pytest.raises(SnapshotFailed, match="the node ended"):
+            waiter.result(0, TimeoutError)
 
 
 def test_what_can_not_be_deleted_is_left_for_the_next_start(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,7 @@ class SimulatedServer:
             made=self._tell,
             forget=lambda index: self._log_writer.queue.put(ForgetSnapshot(index)),
             ask_app=lambda answer: self._applier.queue.put(StateWanted(answer)),
+            after_writes=lambda then: self._log_writer.queue.put(then),
             on_crash=self._unexpected,
         )
         orphans = set(self.repository.indexes()) - {each.index for each in state.snapshots}
