@@ -1,5 +1,6 @@
 """Simulate clusters whose code is broken in one place: python broken_clusters.py FILE, which holds a JSON list of
-[file below geraft/, old text, new text, first seed, last seed, nodes].
+[file below geraft/, old text, new text, first seed, last seed, nodes, step]. A step of 5 from 4 on plays those seeds in
+which members come and go.
 
 Prints a JSON line for each, in order: [the first seed that found it or null, what it found, CPU seconds]. Each runs in
 a fork that imports geraft with the text replaced, so that none costs the start of an interpreter.
@@ -51,13 +52,13 @@ class BrokenModule(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return compile(self.source, str(self.path), "exec", dont_inherit=True)
 
 
-def first_seed(file: str, old: str, new: str, first: int, last: int, nodes: int) -> tuple[int | None, str]:
+def first_seed(file: str, old: str, new: str, first: int, last: int, nodes: int, step: int) -> tuple[int | None, str]:
     """The first seed that finds the mistake."""
     sys.path.insert(0, str(ROOT))
     sys.meta_path.insert(0, BrokenModule(file, old, new))
     from geraft.testing.simulation import Simulation, SimulationFailed
 
-    for seed in range(first, last + 1):
+    for seed in range(first, last + 1, step):
         try:
             Simulation(seed, nodes=nodes).run()
         except SimulationFailed as failure:

@@ -112,7 +112,7 @@ def campaigns(directory: Path, bounds: dict[str, int]) -> dict[str, tuple[int | 
     def run(part: int) -> None:
         names = list(bounds)[part::2]
         jobs = directory / f"jobs{part}.json"
-        jobs.write_text(json.dumps([[*MUTATIONS[name], 1, bounds[name], 3] for name in names]))
+        jobs.write_text(json.dumps([[*MUTATIONS[name], 1, bounds[name], 3, 1] for name in names]))
         done = subprocess.run(
             [sys.executable, str(HERE / "broken_clusters.py"), str(jobs)], capture_output=True, text=True, check=False
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from geraft.core.effects import Effect, Persist, Role, Send
-from geraft.core.entries import EntryId
+from geraft.core.entries import EntryBatch, EntryId, EntryKind
 from geraft.core.events import Event
 from geraft.core.invariants import check_logs_match
 from geraft.core.membership import Member, MembershipChange, ReplaceMembers
@@ -18,6 +18,7 @@ from geraft.core.messages import (
     AppendEntriesReply,
     Heartbeat,
     Message,
+    OfferSnapshot,
     PeerMessage,
     RequestVoteReply,
 )
@@ -30,7 +31,7 @@ from geraft.testing.scenarios import show_effect, show_message, show_persist
 from geraft.testing.simulation.agenda import Agenda
 from geraft.testing.simulation.clients import Client
 from geraft.testing.simulation.faults import LONGEST_ELECTION_TIMEOUT_SECONDS, Faults, Havoc
-from geraft.testing.simulation.guest import AppFactory, Commands, Comparison
+from geraft.testing.simulation.guest import AppFactory, Commands, Comparison, can_fold
 from geraft.testing.simulation.numbered_clients import NumberedClient
 from geraft.testing.simulation.referee import Referee, require
 from geraft.testing.simulation.server import SimulatedServer
@@ -48,6 +49,8 @@ CUT_OFF_SECONDS = 3.0
 """For how long a minority is cut off then, which must disturb nobody."""
 QUIET_SECONDS = 4.5
 """At the end: how long until the last caller has its answer."""
+LONG_PAUSE_SECONDS = 1.3
+"""In some clusters: acceptable_pause_seconds, more than an election timeout."""
 SPARE_SERVERS = 2
 """Beyond the first members, if members come and go."""
 REUNITE_SECONDS = 60.0
@@ -109,9 +112,13 @@ class Simulation:
         self.agenda = Agenda()
         self.at = self.agenda.at
         hasty = rng.random() < 0.5
+        # Of its own: what is drawn from it leaves the rest of the history as it is.
+        self.chance = random.Random(f"chance {seed}")
+        patient = not hasty and self.chance.random() < 0.3  # bears with more than an election timeout
         self.settings = Settings(
             heartbeat_interval_seconds=0.1 if hasty else rng.choice((0.1, 0.2)),
-            acceptable_pause_seconds=0.2 if hasty else 0.5,  # hasty elections, close to what a lease may count on
+            # Hasty elections are close to what a lease may count on.
+            acceptable_pause_seconds=0.2 if hasty else LONG_PAUSE_SECONDS if patient else 0.5,
             phi_deviation_min_seconds=0.02 if hasty else 0.1,
             cache_bytes_max=rng.choice((1500, 8 << 20)),
             append_bytes_max=rng.choice((30, 400, 1 << 20)),
@@ -122,11 +129,15 @@ class Simulation:
             compact_bytes_max=rng.choice((1, 200, 1 << 20)),
         )
         self.snapshot_chance = rng.choice((0.0, 0.02, 0.2, 1.0))  # that an app makes one after a command
+        self.folds = app_factory is None or can_fold(app_factory)
+        self.fold_share = self.chance.choice((0.0, 0.5, 1.0)) if self.folds else 0.0
+        self.compaction_interval_seconds = self.chance.choice((0.0, 0.0, 0.5, 2.0, 7.0)) if self.folds else 0.0
         self._snapshot_mean = rng.choice((0.001, 0.1, 1.0))
         longest = self.settings.election_timeout_seconds
         if faults.tunings:
             longest = max(longest, LONGEST_ELECTION_TIMEOUT_SECONDS)
-        self.patience_seconds = 2.5 * longest  # without a quorum, a leader must have stepped down by then
+        # Without a quorum, a leader must have stepped down by then.
+        self.patience_seconds = 2.5 * longest + (LONG_PAUSE_SECONDS - 0.5 if patient else 0.0)
         fastest, slowest = 1 + faults.clock_drift, 1 - faults.clock_drift
         self.referee = Referee(
             leases_hold=slowest / fastest >= 1 - self.settings.clock_drift_max,
@@ -246,6 +257,8 @@ class Simulation:
         self._check_recovered()
         if one_is_cut_off and idle:
             self._cut_minority_off()
+        elif self.faults.members:
+            self._let_everyone_stand_for_election()
 
     def end_faults_in(self, seconds: float) -> None:
         self._faults_end = min(self._faults_end, self.now + seconds)
@@ -282,6 +295,12 @@ class Simulation:
         configuration = leader.configuration
         if settled and sorted(configuration.incoming_ids) == everyone and not configuration.outgoing:
             return ""
+        if not settled:
+            return "the configuration in force is not committed after the faults ended"
+        if configuration.outgoing:  # nobody need ask for that
+            return f"a joint configuration is not left after the faults ended: {configuration}"
+        if leader.id not in configuration.voter_ids:
+            return f"{leader.id} is no voter, and leads on after the faults ended: {configuration}"
         if leader.change is None:
             self.ask_for(self.servers[leader.id], ReplaceMembers(voters=self.named(everyone, leader)), 30.0)
         return f"not everyone is let in after the faults ended: {configuration}"
@@ -294,12 +313,13 @@ class Simulation:
         """
         self.referee.calm_for = frozenset(self.servers)
         end = self.now + seconds
+        pause_max = 0.9 * self.settings.acceptable_pause_seconds
         while self.now < end:
             for server in self.servers.values():
                 if self.rng.random() < 0.3:
-                    server.pause(self.rng.random() * 0.9 * self.settings.acceptable_pause_seconds)
+                    server.pause(self.rng.random() * pause_max)
             self._send_nonsense()
-            self.agenda.run_until(min(self.now + 0.6, end))
+            self.agenda.run_until(min(self.now + max(0.6, pause_max + 0.15), end))
         self.referee.calm_for = frozenset()
 
     def _send_nonsense(self) -> None:
@@ -326,10 +346,34 @@ class Simulation:
                 sender=member.id, sender_store=member.store_id, term=raft.term, match_index=last.index + 1000
             ),
         ]
-        message = self.rng.choice(nonsense if member.store_id else nonsense[1:])
+        to, message = leader, self.rng.choice(nonsense if member.store_id else nonsense[1:])
+        contradiction = self._contradiction(raft, member.id)
+        if contradiction is not None and self.rng.random() < 0.3:
+            to, message = member.id, contradiction
         self.referee.nonsense = message
-        self.log(leader, f"<- nonsense {show_message(message)}")
-        self.at(self.rng.random() * 0.3, self.arrive, leader, message)
+        self.log(to, f"<- nonsense {show_message(message)}")
+        self.at(self.rng.random() * 0.3, self.arrive, to, message)
+
+    def _contradiction(self, leader: Raft, follower_id: str) -> AppendEntries | None:
+        """What its leader can't have sent to the follower: another entry in the place of a committed one."""
+        follower = self.servers[follower_id].raft
+        if follower is None or follower.leader_id != leader.id:
+            return None
+        log, index = follower.log, follower.commit_index
+        while index > log.base.index and log.term_at(index) == leader.term:
+            index -= 1
+        before = log.term_at(index - 1) if index > log.base.index else None
+        if before is None:
+            return None
+        forged = EntryBatch(term=leader.term, first_index=index, kind=EntryKind.NOOP, commands=(b"",))
+        return AppendEntries(
+            sender=leader.id,
+            sender_store=leader.store_id,
+            term=leader.term,
+            prev=EntryId(before, index - 1),
+            batches=(forged,),
+            commit_index=0,
+        )
 
     def _cut_minority_off(self) -> None:
         """Less than half of the servers lose touch with the leader or with all others, who must not notice."""
@@ -350,6 +394,19 @@ class Simulation:
         self.referee.calm_for = frozenset()
         terms = [server.term for server in self.servers.values()]
         require(set(terms) == {term}, f"a minority that was cut off moved the term from {term} to {terms}")
+
+    def _let_everyone_stand_for_election(self) -> None:
+        """All are voters again, whatever they were before: who hears nobody campaigns, and together they elect one."""
+
+        def who_is_content() -> str:
+            roles = {id: server.raft.role for id, server in self.servers.items() if server.raft is not None}
+            content = sorted(id for id, role in roles.items() if role in (Role.FOLLOWER, Role.LEADER))
+            return f"{content} hear nobody, and do not campaign" if content else ""
+
+        self.havoc.cut([(a, b) for a in self.servers for b in self.servers if a != b], 2 * HEAL_SECONDS)
+        self._wait_until(who_is_content, HEAL_SECONDS)
+        self.havoc.heal_all()
+        self._wait_until(self._what_lags, HEAL_SECONDS)
 
     def _what_lags(self) -> str:
         """What is not as it should be: one leader, and everyone holds and has applied what it has committed."""
@@ -383,6 +440,8 @@ class Simulation:
         for server in self.servers.values():
             require(not server.calls, f"{server.id} never answers calls {sorted(server.calls)}")
             require(all(transfer.done for _, transfer in server.transfers), f"{server.id} never ends a transfer")
+            waiting = [waiter for _, waiter in server.snapshots_asked if not waiter.done]
+            require(not waiting, f"{server.id} never answers who asked for a snapshot")
 
     # What the servers need --------------------------------------------------------------------------------------------
 
@@ -439,7 +498,8 @@ class Simulation:
         leading = [server.raft for server in self.servers.values() if server.raft and server.raft.role is Role.LEADER]
         if not self.faults.members or not leading:
             return list(self.servers)
-        return sorted(max(leading, key=lambda raft: raft.term).configuration.members)
+        members = max(leading, key=lambda raft: raft.term).configuration.members
+        return sorted(id for id in members if id in self.servers)
 
     def leaders(self) -> list[str]:
         """Those that believe to lead."""
@@ -489,10 +549,13 @@ class Simulation:
         self.at(self._delay(sender, to), self.arrive, to, message)
         if havoc.raging and self.faults.duplicates and self.rng.random() < 0.01:
             self.at(self._delay(sender, to), self.arrive, to, message)
+        if havoc.raging and self.faults.duplicates and type(message) is OfferSnapshot:
+            self.at(self.chance.uniform(0.1, 4.0), self.arrive, to, message)  # again, when all may be over
 
     def arrive(self, to: str, message: PeerMessage) -> None:
-        server = self.servers[to]
-        server.at_once(server.arrived, message)
+        server = self.servers.get(to)
+        if server is not None:  # else it was never started
+            server.at_once(server.arrived, message)
 
     def forward(self, origin: SimulatedServer, leader_id: str, call: Call) -> None:
         """A call goes on to the leader over a stream that may break: then nobody knows, or it comes back."""

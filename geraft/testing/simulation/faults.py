@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from geraft.core.effects import Role
 from geraft.core.events import PeerConnected, PeerDisconnected
 from geraft.core.membership import (
     AddServer,
@@ -16,10 +17,11 @@ from geraft.core.membership import (
     RemoveServer,
     ReplaceMembers,
 )
-from geraft.core.messages import PeerMessage
+from geraft.core.messages import AppendEntries, PeerMessage
 from geraft.runtime.wishes import Transfer
 
 if TYPE_CHECKING:
+    from geraft.core.raft import Raft
     from geraft.testing.simulation.cluster import Simulation
     from geraft.testing.simulation.server import SimulatedServer
 
@@ -27,13 +29,16 @@ Link = tuple[str, str]
 
 LONGEST_ELECTION_TIMEOUT_SECONDS = 1.6
 """To which a server may be tuned."""
+NOBODY = "9"
+"""A server that somebody wants as a member, and that was never started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
     """What may befall a cluster. per_second: how often something does, on average; 0 for a peaceful one.
 
-    app_errors: the app raises, and is asked again. tunings: election timeouts change, on one server or on another.
+    app_errors: the app raises, and is asked again. snapshots: somebody asks for one, to be folded.
+    tunings: election timeouts change, on one server or on another.
     members: servers come and go; two more than `nodes` stand by with empty stores, and in the end all are let in.
     storms: faults that come in a planned order, as single ones hit it too rarely: each new leader struck down, one that
     is cut off again and again, messages held back and let go out of order.
@@ -54,6 +59,7 @@ class Faults:
     tunings: bool = True
     members: bool = False
     storms: bool = True
+    snapshots: bool = True
     clock_drift: float = 0.045
 
     @staticmethod
@@ -76,6 +82,7 @@ class Faults:
             app_errors=some(),
             tunings=rng.random() < 0.4,
             storms=rng.random() < 0.8,
+            snapshots=some(),
         )
 
 
@@ -96,6 +103,7 @@ class Havoc:
         self._cut: frozenset[Link] = frozenset()
         self._cut_number = 0
         self._held: dict[Link, list[tuple[str, PeerMessage]]] = {}
+        self._held_entries: dict[Link, list[tuple[str, PeerMessage]]] = {}
         self._young_leaders_die_until = 0.0
         self._voters_die_until = 0.0
         self._successor_dies = ""  # of this leader, as soon as there is one
@@ -118,11 +126,18 @@ class Havoc:
         self.heal_all()
         for link in sorted(self._held):
             self._let_go(link)
+        for link in sorted(self._held_entries):
+            self._let_entries_go(link)
 
     def reaches(self, sender: str, to: str) -> bool:
         return (sender, to) not in self._cut and (not self.loss or self._rng.random() >= self.loss)
 
     def holds_back(self, sender: str, to: str, message: PeerMessage) -> bool:
+        if type(message) is AppendEntries and message.batches:
+            entries = self._held_entries.get((sender, to))
+            if entries is not None:
+                entries.append((to, message))
+                return True
         held = self._held.get((sender, to))
         if held is None:
             return False
@@ -159,6 +174,7 @@ class Havoc:
             (faults.transfers, self._transfer),
             (faults.transfers, self._transfer),
             (faults.app_errors, self._trouble_app),
+            (faults.snapshots and world.folds, self._ask_for_snapshot),
             (faults.tunings, self._tune),
             (faults.members, self._change_members),
             (faults.members, self._change_members),
@@ -166,6 +182,10 @@ class Havoc:
             (faults.storms and faults.crashes, self._young_leaders_die),
             (faults.storms and faults.crashes, self._voters_die),
             (faults.storms and faults.crashes, self._restart_each),
+            (faults.storms and faults.crashes and several, self._restart_beside_one_cut_off),
+            (faults.storms and faults.tunings and several, self._tune_and_strike),
+            (faults.storms and faults.tunings and several, self._tune_and_strike),
+            (faults.storms and faults.reordering and several, self._hold_entries),
             (faults.storms and faults.partitions and several, self._isolate_again_and_again),
             (faults.storms and faults.partitions and several, self._topple),
             (faults.storms and faults.partitions and several, self._topple),
@@ -284,17 +304,19 @@ class Havoc:
     def _trouble_app(self, victim: SimulatedServer) -> None:
         victim.app_errors_due = self._rng.randint(1, 3)
 
-    def _tune(self, victim: SimulatedServer) -> None:
+    def _ask_for_snapshot(self, victim: SimulatedServer) -> None:
         if victim.raft is not None:
-            timeout = self._rng.choice((0.6, 1.0, LONGEST_ELECTION_TIMEOUT_SECONDS))
-            self.world.log(victim.id, f"is tuned to an election timeout of {timeout} s")
-            victim.tune(replace(self.world.settings, election_timeout_seconds=timeout))
+            self.world.log(victim.id, "is asked for a snapshot")
+            victim.at_once(victim.take_snapshot)
+
+    def _tune(self, victim: SimulatedServer) -> None:
+        self._tune_to(victim, self._rng.choice((0.6, 1.0, LONGEST_ELECTION_TIMEOUT_SECONDS)))
 
     def _change_members(self, victim: SimulatedServer) -> None:
         """Somebody wants other members, of who believes to lead or of anybody else."""
         rng, world = self._rng, self.world
         leaders = world.leaders()
-        if leaders and rng.random() < 0.8:
+        if leaders and victim.id not in leaders and rng.random() < 0.8:
             victim = world.servers[rng.choice(leaders)]
         if victim.raft is None:
             return
@@ -306,10 +328,14 @@ class Havoc:
             voters=world.named(chosen[:cut], victim.raft), learners=world.named(chosen[cut:], victim.raft)
         )
         store_id = world.servers[id].store_id
+        foreign = f"{id}.test:{rng.randint(1, 9)}"
+        if world.chance.random() < 0.3:
+            self._ask_for_what_is_refused(victim, victim.raft, world.chance.choice(chosen), foreign)
+            return
         change: MembershipChange = rng.choice(
             (
                 AddServer(id=id, address=world.address(id), store_id=store_id, learner=rng.random() < 0.3),
-                AddServer(id=id, address=f"{id}.test:{rng.randint(1, 9)}", store_id=store_id),
+                AddServer(id=id, address=foreign, store_id=store_id),
                 RemoveServer(id=id),
                 PromoteServer(id=id),
                 DemoteServer(id=id),
@@ -319,6 +345,27 @@ class Havoc:
         )
         world.ask_for(victim, change, rng.uniform(1.0, 4.0))
 
+    def _ask_for_what_is_refused(self, victim: SimulatedServer, raft: Raft, id: str, foreign: str) -> None:
+        """Somebody asks for what can't be, or for a server that nobody has started."""
+        world = self.world
+        known = raft.configuration.members.get(id)
+        wishes: list[tuple[MembershipChange, float]] = [
+            (ReplaceMembers(voters=(), learners=world.named([id], raft)), 2.0),  # nobody would vote
+            # It is not waited for until the caller gives up.
+            (AddServer(id=NOBODY, address="nobody.test:1"), 600.0),
+            (AddServer(id=NOBODY, address="nobody.test:1", learner=True), 600.0),
+            (RemoveServer(id=NOBODY), 2.0),
+        ]
+        voters = sorted(raft.configuration.voter_ids - {raft.id})
+        alive = [other for other in voters if world.servers[other].raft is not None]
+        if len(alive) < len(voters):  # those that are down would be too many without them
+            wishes += [(RemoveServer(id=other), 2.0) for other in alive]
+        if raft.role is Role.LEADER and known is not None and known.store_id:
+            # Under its name, from a store that is another cluster's, or empty. Of this leader or nobody.
+            wishes += [(AddServer(id=id, address=foreign, store_id="foreign"), 0.0)] * 2
+        change, timeout_seconds = world.chance.choice(wishes)
+        world.ask_for(victim, change, timeout_seconds)
+
     # Storms -----------------------------------------------------------------------------------------------------------
 
     def _young_leaders_die(self, _: SimulatedServer) -> None:
@@ -327,6 +374,8 @@ class Havoc:
 
     def leads(self, server: SimulatedServer) -> None:
         """A server was elected."""
+        if self.raging and self.faults.members and self.world.chance.random() < 0.3:
+            self._change_members(server)  # before anything of its term is committed
         if self._successor_dies and self._successor_dies != server.id:
             # With a log that ends in its own term, and nobody else has that end: figure 3.7 (b).
             self._successor_dies = ""
@@ -380,6 +429,75 @@ class Havoc:
         for server in rng.sample(list(self.world.servers.values()), len(self.world.servers)):
             self.world.at(seconds, self._crash_soon, server, rng.uniform(0.02, 0.3))
             seconds += rng.uniform(0.05, 0.6)
+
+    def _tune_and_strike(self, victim: SimulatedServer) -> None:
+        """Election timeouts change shortly before the leader falls silent.
+
+        What a follower has promised by then it must keep, and no more may it promise than it keeps in a restart.
+        """
+        rng, world = self._rng, self.world
+        leaders = world.leaders()
+        if len(leaders) != 1:
+            return
+        followers = [server for server in world.servers.values() if server.id not in leaders]
+        longest = LONGEST_ELECTION_TIMEOUT_SECONDS
+        for server in world.servers.values():
+            self._tune_to(server, 1.0)
+        strike_in = 0.5 + rng.random() * 0.25
+        match rng.randrange(4):
+            case 0:  # to less, all at once
+                for server in followers:
+                    world.at(0.5, self._tune_to, server, 0.6)
+            case 1:  # to less, one after the other
+                for server in followers:
+                    world.at(rng.choice((0.1, 0.5)), self._tune_to, server, 0.6)
+            case 2:  # to more, and those who promised more restart
+                strike_in += 0.3
+                for server in world.servers.values():
+                    world.at(0.1, self._tune_to, server, longest)
+                for server in followers:
+                    world.at(strike_in + rng.random() * 0.1, self._crash_soon, server, rng.uniform(0.01, 0.2))
+            case _:  # the leader alone, to more
+                world.at(0.1, self._tune_to, world.servers[leaders[0]], longest)
+        world.at(strike_in, self._cut_if_raging, self.around(leaders[0]), rng.uniform(1.5, 3.0))
+
+    def _restart_beside_one_cut_off(self, victim: SimulatedServer) -> None:
+        """One follower hears no leader, and asks for votes; the others restart again and again, beside that leader."""
+        rng, world = self._rng, self.world
+        leaders = world.leaders()
+        if len(leaders) != 1 or len(world.servers) < 3:
+            return
+        cut_off, *others = rng.sample([id for id in world.servers if id != leaders[0]], len(world.servers) - 1)
+        self.cut([(leaders[0], cut_off)], 4.0)
+        for id in others:
+            seconds = rng.uniform(1.0, 1.5)
+            for _ in range(4):
+                world.at(seconds, self._crash_soon, world.servers[id], rng.uniform(0.01, 0.05))
+                seconds += rng.uniform(0.3, 0.6)
+
+    def _hold_entries(self, victim: SimulatedServer) -> None:
+        """The leader's entries for one follower are held back while its other messages arrive, and come much later.
+
+        Over the new stream that it opens meanwhile it may offer a snapshot in their place.
+        """
+        rng, world = self._rng, self.world
+        for id in world.leaders():
+            link = id, rng.choice([other for other in world.servers if other != id])
+            if link not in self._held_entries:
+                seconds = rng.uniform(0.3, 2.0)
+                self._held_entries[link] = []
+                world.at(seconds, self._tell_of_stream, id, PeerDisconnected(peer=link[1]))
+                world.at(seconds + 0.1, self._tell_of_stream, id, PeerConnected(peer=link[1]))
+                world.at(seconds + rng.uniform(0.2, 0.6), self._let_entries_go, link)
+
+    def _let_entries_go(self, link: Link) -> None:
+        for to, message in self._held_entries.pop(link, []):
+            self.world.arrive(to, message)
+
+    def _tune_to(self, victim: SimulatedServer, timeout: float) -> None:
+        if victim.raft is not None and self.raging:
+            self.world.log(victim.id, f"is tuned to an election timeout of {timeout} s")
+            victim.tune(replace(self.world.settings, election_timeout_seconds=timeout))
 
     def _isolate_again_and_again(self, victim: SimulatedServer) -> None:
         """Whoever leads is cut off for about an election timeout, once, then again."""

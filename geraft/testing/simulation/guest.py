@@ -50,14 +50,31 @@ class Guest:
     def snapshot(self) -> bytes:
         return self._app.snapshot()
 
+    def fold(self, old_snapshot: bytes | None, commands: Sequence[bytes]) -> bytes:
+        """By an app of its own, which knows nothing of this one's state."""
+        return self._factory().fold(old_snapshot, commands)
+
     def restore(self, snapshot: bytes | None) -> None:
         """A new app becomes the state of the snapshot, of this server or of another."""
         self._app = self._factory()
         self._app.restore(snapshot)
 
     def compare(self, index: int) -> None:
-        """At the end, when every server has applied all up to index."""
+        """When the server has applied all up to index, and no more."""
         self._judge.has_state(self._server, index, self._app.snapshot())
+
+    def compare_snapshot(self, index: int, snapshot: bytes) -> None:
+        """When a snapshot of index is stored, made here in one way or the other, or fetched."""
+        self._judge.has_state(f"{self._server} (in a snapshot)", index, snapshot)
+
+
+def can_fold(factory: AppFactory) -> bool:
+    """Whether such an app folds at all: one that can't be made without arguments must have a fold of its own."""
+    try:
+        factory().fold(None, [])
+    except Exception:
+        return False
+    return True
 
 
 class Comparison:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from geraft.app import MakeSnapshot
 from geraft.core.effects import (
     Alarm,
     CancelFetch,
@@ -16,6 +17,7 @@ from geraft.core.effects import (
     ConfigurationChanged,
     Effect,
     InstallSnapshot,
+    LeaderChanged,
     Persist,
     ProposalRefused,
     ReadConfirmed,
@@ -30,19 +32,21 @@ from geraft.core.effects import (
     TruncatedTo,
 )
 from geraft.core.election import hears_leader
-from geraft.core.entries import Ballot, EntryKind
-from geraft.core.events import EntriesLoaded, Event, ReadRequested, Tick
+from geraft.core.entries import Ballot, EntryId, EntryKind
+from geraft.core.events import ChangeMembership, EntriesLoaded, Event, ReadRequested, Tick
 from geraft.core.invariants import ClusterHistory, InvariantBroken
+from geraft.core.membership import Configuration
 from geraft.core.messages import (
     AppendEntries,
     AppendEntriesReply,
     Heartbeat,
     HeartbeatReply,
+    OfferSnapshot,
     PeerMessage,
     RequestVote,
     RequestVoteReply,
+    TimeoutNow,
 )
-from geraft.core.quorum import is_quorum
 from geraft.core.raft import Raft
 from geraft.core.reads import holds_lease
 from geraft.storage.base import StoredState
@@ -56,6 +60,7 @@ SITUATIONS = (
     "answer of a numbered write forgotten",
     "app raised and was asked again",
     "append of a deposed leader answered",
+    "bootstrap over state refused",
     "call forwarded to the leader",
     "call waited for a leader",
     "change done",
@@ -68,10 +73,14 @@ SITUATIONS = (
     "crash that lost a vote",
     "crash that tore what was written",
     "crash while a snapshot came",
+    "damaged snapshot not used",
     "disk failed",
     "election without a winner",
     "entries loaded for a follower",
     "entry of an earlier term committed by a later one",
+    "fold at the interval",
+    "fold that a newer snapshot made needless",
+    "fold wanted by the app",
     "forced vote granted",
     "joint configuration",
     "leader deposed with an uncommitted tail",
@@ -91,8 +100,12 @@ SITUATIONS = (
     "read refused by a step-down",
     "restart from a snapshot",
     "session expired",
+    "snapshot asked for and made",
+    "snapshot folded",
     "snapshot installed",
+    "snapshot over a conflicting log",
     "snapshot recorded",
+    "snapshot that came damaged refused",
     "snapshot was gone",
     "snapshot whose fetch was given up",
     "stream of a snapshot broke",
@@ -130,6 +143,19 @@ def require(holds: bool, sentence: str) -> None:
         raise InvariantBroken(sentence)
 
 
+def decide(ids: Collection[str], configuration: Configuration) -> bool:
+    """Whether these servers are a majority of the voters, of both sets while joint.
+
+    Counted here once more: what is judged must not be judged by its own count.
+    """
+    groups = [configuration.voters, configuration.outgoing] if configuration.outgoing else [configuration.voters]
+    return all(2 * sum(member.id in ids for member in group) > len(group) for group in groups)
+
+
+def voters_of(configuration: Configuration) -> set[str]:
+    return {member.id for group in (configuration.voters, configuration.outgoing) for member in group}
+
+
 class Watched(Raft):
     """A Raft whose every step is judged.
 
@@ -144,6 +170,9 @@ class Watched(Raft):
         super().__init__(**state)
         self.reads_asked: dict[int, tuple[int, int, bool]] = {}
         self.leads_since = 0.0
+        self.change_began_at = 0  # the end of the log when the change was asked for that is under way
+        self.configuration_told = self.log.configuration_index  # index of the one that others were told is in force
+        self.removed_by = 0  # index of the configuration that it was told leaves it out
 
     def step(self, event: Event) -> list[Effect]:
         effects = super().step(event)
@@ -174,11 +203,13 @@ class Referee:
         self.history = ClusterHistory()
         self._committed = 0  # the last index that any server committed
         self._led = 0  # the last term that had a leader
-        self._configuration_before = 0  # the step that is judged: where the configuration in force stood
+        self._before: tuple[Any, ...] = ()  # what was seen of the server whose step is judged, before that
+        self._silent_until: dict[str, float] = {}  # by the server's clock: what it promised to a leader
+        self._offered: dict[tuple[str, str], tuple[int, EntryId]] = {}  # by leader and follower: term, what
         self._told_votes: dict[tuple[str, int], str] = {}
         self._applied: dict[int, bytes] = {}
-        self._truth = Registers(lambda index, command: False)  # what every app must come to
-        self._states: dict[int, bytes] = {0: self._truth.snapshot()}  # of it, after each command
+        self._truth = Registers(lambda index, command: MakeSnapshot.NONE, self.index_of)  # what every app must come to
+        self._states: list[tuple[int, bytes]] = [(0, self._truth.cells())]  # of it, after each command
         self._applied_at: dict[int, int] = {}  # index by number of the write
         self._promised_at: dict[int, int] = {}  # number of the write by index, of writes answered when committed
         self._nothing_happened: set[int] = set()
@@ -193,20 +224,23 @@ class Referee:
             ProposalRefused: self._proposal_refused,
             TruncatedTo: self._truncated_to,
             RecordSnapshot: self._counted("snapshot recorded"),
-            CompactLog: self._counted("log cut behind a snapshot"),
+            CompactLog: self._compact_log,
             CancelFetch: self._counted("snapshot whose fetch was given up"),
             InstallSnapshot: self._install_snapshot,
             ChangeEnded: self._change_ended,
+            LeaderChanged: self._leader_changed,
             Removed: self._removed,
             ConfigurationChanged: self._configuration_changed,
         }
         self._judge_event: dict[type[Any], Callable[[Watched, Any, list[Effect]], None]] = {
             Tick: self._ticked,
             AppendEntriesReply: self._append_answered,
+            ChangeMembership: self._change_asked,
             RequestVote: self._vote_asked,
             EntriesLoaded: self._entries_loaded,
             AppendEntries: self._append_asked,
             ReadRequested: self._read_asked,
+            Heartbeat: self._heartbeat_answered,
         }
 
     # After each step --------------------------------------------------------------------------------------------------
@@ -235,7 +269,7 @@ class Referee:
                 )
             if before:
                 self._moved(raft, before)
-        self._configuration_before = before[3] if before else 0
+        self._before = before
         judges = self._judge_effect
         for effect in effects:
             judge_effect = judges.get(type(effect))
@@ -244,6 +278,11 @@ class Referee:
         judge = self._judge_event.get(kind)
         if judge is not None:
             judge(raft, event, effects)
+        if log.configuration_index != raft.configuration_told:
+            raise InvariantBroken(
+                f"{raft.id} goes by the configuration of {log.configuration_index}, and tells nobody: they know of that"
+                f" of {raft.configuration_told}"
+            )
 
     def _moved(self, raft: Watched, before: tuple[Any, ...]) -> None:
         commit_index, last_applied, _, _, durable_index, role, _, _ = before
@@ -281,11 +320,11 @@ class Referee:
             if index < state.first_index or term_in(state, index) == term or not state.configurations:
                 continue
             configuration = state.configurations[-1][1]
-            if id not in configuration.voter_ids:
+            if id not in voters_of(configuration):
                 continue
             behind = {other for other, its in states.items() if its.last_entry <= state.last_entry}
             require(
-                not is_quorum(behind, configuration.quorum_groups),
+                not decide(behind, configuration),
                 f"{what_happened}, but {id} lacks {term}.{index} and could be elected by {sorted(behind)}"
                 " if the power failed now",
             )
@@ -307,7 +346,24 @@ class Referee:
                 self._check_no_lease(raft)
             raft.server.world.havoc.leads(raft.server)
         elif effect.new is Role.CANDIDATE:
+            if type(event) is TimeoutNow:  # of the leader that was promised silence
+                self._silent_until.pop(raft.id, None)
+            elif voters_of(raft.configuration) != {raft.id}:
+                self._check_silence_is_over(raft, "campaigns")
             raft.server.world.havoc.campaigns(raft.server)
+        elif effect.new is Role.PRE_CANDIDATE and 0 < raft.log.configuration_index <= raft.removed_by:
+            raise InvariantBroken(f"{raft.id} campaigns, although it was told that entry {raft.removed_by} removed it")
+
+    def _heartbeat_answered(self, raft: Watched, event: Heartbeat, effects: list[Effect]) -> None:
+        """What it promises counts from now on, by its own clock. A reply that waits for the disk is not looked at."""
+        for effect in effects:
+            if type(effect) is Send and type(effect.message) is HeartbeatReply and effect.message.silent_seconds:
+                until = raft.now + effect.message.silent_seconds
+                self._silent_until[raft.id] = max(until, self._silent_until.get(raft.id, until))
+
+    def _check_silence_is_over(self, raft: Watched, what_it_does: str) -> None:
+        now, until = raft.server.clock(), self._silent_until.get(raft.id, 0.0)
+        require(now >= until, f"{raft.id} {what_it_does} at {now}, but promised a leader to be silent until {until}")
 
     def _change_ended(self, raft: Watched, event: Event, ended: ChangeEnded) -> None:
         """Who is told that a change is done finds it committed, and a joint configuration left for good."""
@@ -323,6 +379,11 @@ class Referee:
 
     def _removed(self, raft: Watched, event: Event, effect: Removed) -> None:
         self.counters["server that learnt of its removal"] += 1
+        raft.removed_by = effect.index
+        require(
+            effect.index <= self._committed,
+            f"{raft.id} takes itself for removed by entry {effect.index}, which nobody has committed",
+        )
 
     def _check_election_lasts(self, raft: Watched) -> None:
         """If the power failed everywhere now, nobody else could be elected in this term: enough votes are on disks."""
@@ -332,7 +393,7 @@ class Referee:
             if ballot.term < raft.term or (ballot.term == raft.term and ballot.voted_for != raft.id):
                 free.add(id)
         require(
-            not is_quorum(free, raft.configuration.quorum_groups),
+            not decide(free, raft.configuration),
             f"{raft.id} leads term {raft.term}, but {sorted(free)} could elect another in it if the power failed now",
         )
 
@@ -362,11 +423,18 @@ class Referee:
                 raise InvariantBroken(f"{raft.id} does not end a transfer in time")
         if raft.role is not Role.LEADER:
             return
+        if (
+            raft.configuration.outgoing
+            and raft.transfer is None
+            and raft.log.configuration_index <= raft.commit_index
+            and raft.log.term_at(raft.commit_index) == raft.term
+        ):
+            raise InvariantBroken(f"{raft.id} leads in a joint configuration that is committed, and does not leave it")
         if now - max(raft.leads_since, server.awake_since) <= bound:
             return
         heard = {id for id, at in server.heard.items() if now - at <= bound}
         heard.add(raft.id)
-        if not (is_quorum(heard, raft.configuration.quorum_groups)):
+        if not decide(heard, raft.configuration):
             raise InvariantBroken(
                 f"{raft.id} still leads term {raft.term}, although it heard only {sorted(heard)} in the last {bound} s"
             )
@@ -428,10 +496,32 @@ class Referee:
 
     def _install_snapshot(self, raft: Watched, event: Event, effect: InstallSnapshot) -> None:
         self.counters["log of a follower gave way to a snapshot"] += 1
+        commit_index, _, last, *_ = self._before
+        there = self.history.committed.get(last.index)
+        if last.index > commit_index and (last.index > effect.snapshot.index or there not in (None, last.term)):
+            self.counters["snapshot over a conflicting log"] += 1
+
+    def _compact_log(self, raft: Watched, event: Event, effect: CompactLog) -> None:
+        """Trailing entries stay, for followers that are slow; and all that the app may be asked to fold."""
+        self.counters["log cut behind a snapshot"] += 1
+        catalogue = raft.server.disk.state.snapshots
+        recorded = catalogue[-1].index if catalogue else 0
+        trailing = raft.settings.trailing_entries
+        require(
+            effect.index <= min(recorded - trailing, raft.last_applied),
+            f"{raft.id} cuts its log up to {effect.index}, with {recorded} in its newest snapshot, {raft.last_applied}"
+            f" applied, and {trailing} entries to be kept behind it",
+        )
+        for id, progress in raft.progress.items():
+            if progress.offered is not None and raft.now - progress.heard_at_seconds < 0.5:
+                require(
+                    effect.index <= max(progress.offered.index, progress.match_index),
+                    f"{raft.id} cuts its log up to {effect.index}, while {id} fetches {progress.offered.index} from it",
+                )
 
     def _truncated_to(self, raft: Watched, event: Event, effect: TruncatedTo) -> None:
         self.counters["truncation"] += 1
-        self.counters["truncation of a configuration"] += effect.last.index < self._configuration_before
+        self.counters["truncation of a configuration"] += effect.last.index < self._before[3]
         index = raft.log.configuration_index
         batches = raft.log.cached(index, index, 1)
         require(
@@ -440,21 +530,83 @@ class Referee:
         )
 
     def _configuration_changed(self, raft: Watched, event: Event, effect: ConfigurationChanged) -> None:
-        self.counters["joint configuration"] += bool(effect.configuration.outgoing)
-        require(bool(effect.configuration.voters) or not raft.log.configurations, f"{raft.id}: nobody votes any more")
+        configuration = effect.configuration
+        raft.configuration_told = effect.index
+        self.counters["joint configuration"] += bool(configuration.outgoing)
+        require(bool(configuration.voters) or not raft.log.configurations, f"{raft.id}: nobody votes any more")
+        for member in configuration.members.values():
+            server = self.servers.get(member.id)
+            if server is not None and member.store_id not in ("", server.store_id):
+                raise InvariantBroken(f"{raft.id}: {member.id} is a member with the store {member.store_id!r}")
         if raft.role is Role.LEADER:
+            for other in self.servers:  # one who comes back is offered another one
+                self._offered.pop((raft.id, other), None)
+            self._judge_change(raft, event, configuration)
             raft.server.world.havoc.changes_configuration(raft.server)
+
+    def _judge_change(self, raft: Watched, event: Event, configuration: Configuration) -> None:
+        """A leader appends a configuration: one step, after what was before it, that can be committed (4.1, 4.2.1)."""
+        if len(raft.log.configurations) < 2:
+            return
+        (before_index, before), (_, after) = raft.log.configurations[-2:]
+        require(
+            before_index <= raft.commit_index,
+            f"{raft.id} appends a configuration while that of {before_index} is not committed: {after}",
+        )
+        require(
+            raft.log.term_at(raft.commit_index) == raft.term,
+            f"{raft.id} appends a configuration before anything of its term {raft.term} is committed: {after}",
+        )
+        if before.outgoing or voters_of(before) == voters_of(after):
+            return
+        server = raft.server
+        began_at = raft.log.configuration_index - 1 if type(event) is ChangeMembership else raft.change_began_at
+        for id in voters_of(after) - voters_of(before) - {raft.id}:
+            newcomer = self.servers.get(id)
+            require(newcomer is not None, f"{raft.id} makes {id} a voter, which nobody has ever started")
+            assert newcomer is not None
+            require(
+                newcomer.disk.last_index >= began_at or newcomer.disk.ballot.term > raft.term,
+                f"{raft.id} makes {id} a voter, whose log ends at {newcomer.disk.last_index};"
+                f" the leader's ended at {began_at} when that was asked for",
+            )
+        now, bound = server.world.now, 1.1 * raft.settings.election_timeout_seconds + 0.5
+        if now - max(raft.leads_since, server.awake_since) > bound:
+            heard = {id for id, at in server.heard.items() if now - at <= bound} | {raft.id}
+            require(
+                decide(heard, after),
+                f"{raft.id} appends a configuration that could not be committed: it heard only {sorted(heard)} in the"
+                f" last {bound} s: {after}",
+            )
+
+    def _change_asked(self, raft: Watched, event: ChangeMembership, effects: list[Effect]) -> None:
+        if raft.change is not None and raft.change.token == event.token:
+            raft.change_began_at = self._before[2].index
+
+    def _leader_changed(self, raft: Watched, event: Event, effect: LeaderChanged) -> None:
+        fetch = raft.fetching
+        require(
+            fetch is None or effect.leader in ("", fetch.leader),
+            f"{raft.id} follows {effect.leader}, and goes on fetching a snapshot from {fetch and fetch.leader}",
+        )
 
     def _entries_loaded(self, raft: Watched, event: EntriesLoaded, effects: list[Effect]) -> None:
         self.counters["entries loaded for a follower"] += bool(event.batches)
 
     def _append_asked(self, raft: Watched, event: AppendEntries, effects: list[Effect]) -> None:
         self.counters["append of a deposed leader answered"] += event.term < raft.term
+        if event.term == raft.term and event.sender == raft.leader_id:
+            answered = any(type(effect) in (Send, Persist, Alarm) for effect in effects)
+            require(answered, f"{raft.id} does not answer what its leader appends")
 
     def _append_answered(self, raft: Watched, reply: AppendEntriesReply, effects: list[Effect]) -> None:
         if raft.role is not Role.LEADER:
             self.counters["acknowledgement to a deposed leader ignored"] += reply.rejected is None
-        elif reply.rejected is not None:
+            return
+        offered = self._offered.get((raft.id, reply.sender))
+        if offered is not None and (reply.rejected is not None or reply.match_index >= offered[1].index):
+            del self._offered[raft.id, reply.sender]
+        if reply.rejected is not None:
             self.counters["conflict over several terms"] += reply.hint.term + 1 < reply.rejected.term
 
     def _vote_asked(self, raft: Watched, request: RequestVote, effects: list[Effect]) -> None:
@@ -465,6 +617,8 @@ class Referee:
                 continue
             if reply.granted:
                 self.counters["forced vote granted"] += request.forced and not request.pre_vote
+                if not request.forced and not request.pre_vote:
+                    self._check_silence_is_over(raft, f"votes for {request.sender}")
             elif hears_leader(raft):
                 self.counters["pre-vote refused while a leader lives"] += request.pre_vote
             else:
@@ -490,6 +644,11 @@ class Referee:
                 told = self._told_votes.setdefault((server.id, message.term), vote)
                 if told != vote:
                     raise InvariantBroken(f"{server.id} told {told} and {vote} of its vote in term {message.term}")
+        elif kind is OfferSnapshot:
+            catalogue = server.disk.state.snapshots
+            if not catalogue or catalogue[-1].index < message.last_entry.index:  # type: ignore[union-attr]
+                raise InvariantBroken(f"{server.id} offers snapshot {message.last_entry.index} before it is recorded")  # type: ignore[union-attr]
+            self._judge_offer(server, to, message)  # type: ignore[arg-type]
         elif kind is AppendEntriesReply and message.match_index > 0 and ballot.term == message.term:  # type: ignore[union-attr]
             match_index = message.match_index  # type: ignore[union-attr]
             if server.disk.last_index < match_index:
@@ -498,6 +657,16 @@ class Referee:
                 )
         if 0 < ballot.term < message.term:
             raise InvariantBroken(f"{server.id} tells of term {message.term}, its disk knows {ballot.term}")
+
+    def _judge_offer(self, server: SimulatedServer, to: str, offer: OfferSnapshot) -> None:
+        """It is the same one until the follower has it or can't get it, or it would begin anew for ever (FLAWS D5)."""
+        term, entry = self._offered.get((server.id, to), (0, offer.last_entry))
+        assert server.raft is not None
+        require(
+            term != offer.term or entry == offer.last_entry or entry.index < server.raft.log.base.index,
+            f"{server.id} offers {to} snapshot {offer.last_entry.index} while that fetches {entry.index}",
+        )
+        self._offered[server.id, to] = offer.term, offer.last_entry
 
     # What callers see -------------------------------------------------------------------------------------------------
 
@@ -515,14 +684,29 @@ class Referee:
         require(promised == number, f"write {promised} was answered as committed at {index}, now {number} is there")
         self._applied[index] = command
         self._truth.process_write(command, index)
-        self._states[index] = self._truth.snapshot()
+        self._states.append((index, self._truth.cells()))
+
+    def index_of(self, command: bytes) -> int:
+        """Of the entry with which apps were given the command."""
+        index = self._applied_at.get(number_of(command))
+        if index is None:
+            raise InvariantBroken(f"{command!r} is folded into a snapshot, but no app was given it")
+        return index
+
+    def _state_at(self, index: int) -> bytes:
+        return self._states[bisect_right(self._states, index, key=lambda state: state[0]) - 1][1]
 
     def installed(self, server: str, index: int, state: bytes) -> None:
         """A server's app has become the state of a snapshot."""
-        last = max(at for at in self._states if at <= index)
+        right = self._state_at(index)
+        require(state == right, f"{server} becomes the state of snapshot {index}: {state!r}, but it was {right!r}")
+
+    def saved(self, server: str, index: int, state: bytes) -> None:
+        """A server has stored a snapshot: one that it made, or one that came. Its cells may stand in any order."""
+        right = self._state_at(index)
         require(
-            state == self._states[last],
-            f"{server} becomes the state of snapshot {index}: {state!r}, but it was {self._states[last]!r}",
+            sorted(state.splitlines()) == right.splitlines(),
+            f"{server} stores {state!r} as snapshot {index}, but the state was {right!r}",
         )
 
     def nothing_happened(self, number: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from geraft.app import MakeSnapshot
+from geraft.core.invariants import InvariantBroken
 from geraft.simple import SimpleRaftApp
 from geraft.testing.simulation.guest import Guest
 
@@ -21,25 +22,33 @@ class Registers(SimpleRaftApp):
     """Commands are `set KEY NUMBER` and `cas KEY EXPECTED NUMBER`; a query is a key. Answers are `VERSION NUMBER`.
 
     A command is answered with the cell as it left it, so with its own number if it wrote. wrote: told each command, and
-    says whether a snapshot shall be made of the state after it. guest: gets what stands behind the first line of a
-    command, and has its state in every snapshot.
+    says whether and how a snapshot shall be made of the state after it. index_of: tells the index of a command, which
+    a fold is not told. guest: gets what stands behind the first line of a command, and has its state in every snapshot.
     """
 
-    def __init__(self, wrote: Callable[[int, bytes], bool], guest: Guest | None = None) -> None:
+    def __init__(
+        self,
+        wrote: Callable[[int, bytes], MakeSnapshot],
+        index_of: Callable[[bytes], int],
+        guest: Guest | None = None,
+    ) -> None:
         self._wrote = wrote
+        self._index_of = index_of
         self._guest = guest
         self._cells: dict[bytes, Cell] = {}
 
     def process_write(self, request: bytes, entry_index: int) -> tuple[bytes, MakeSnapshot]:
-        snapshot = self._wrote(entry_index, request)
-        request, _, guests = request.partition(b"\n")
+        wish = self._wrote(entry_index, request)
         if self._guest is not None:
-            self._guest.process_write(entry_index, guests)
-        operation, key, *numbers = request.split()
+            self._guest.process_write(entry_index, guests_part(request))
+        return b"%d %d" % self._write(request, entry_index), wish
+
+    def _write(self, request: bytes, entry_index: int) -> Cell:
+        operation, key, *numbers = request.partition(b"\n")[0].split()
         cell = self._cells.get(key, Cell())
         if operation == b"set" or cell.number == int(numbers[0]):
             cell = self._cells[key] = Cell(entry_index, int(numbers[-1]))
-        return b"%d %d" % cell, MakeSnapshot.COPY if snapshot else MakeSnapshot.NONE
+        return cell
 
     def process_read(self, request: bytes) -> bytes:
         return b"%d %d" % self._cells.get(request, Cell())
@@ -52,11 +61,43 @@ class Registers(SimpleRaftApp):
         return b"\n".join(b"%s %d %d" % (key, *cell) for key, cell in sorted(self._cells.items()))
 
     def restore(self, snapshot: bytes | None) -> None:
-        cells, _, guests = (snapshot or b"").partition(b"\0")
+        cells, guests = parts_of(snapshot)
         if self._guest is not None:
-            self._guest.restore(guests if snapshot is not None else None)
+            self._guest.restore(guests)
+        self._become(cells)
+
+    def _become(self, cells: bytes) -> None:
         rows = [row.split() for row in cells.splitlines()]
         self._cells = {key: Cell(int(version), int(number)) for key, version, number in rows}
+
+    def fold(self, old_snapshot: bytes | None, requests: Sequence[bytes]) -> bytes:
+        """As every app must: from these alone, beside the state of this server, which may be ahead by now."""
+        cells, guests = parts_of(old_snapshot)
+        folded = Registers(self._wrote, self._index_of)
+        folded._become(cells)
+        last_index = 0
+        for request in requests:
+            index = self._index_of(request)
+            if index <= last_index:
+                raise InvariantBroken(f"a fold is given {request!r} of entry {index} after entry {last_index}")
+            last_index = index
+            folded._write(request, index)
+        cells = b"\n".join(reversed(folded.cells().splitlines()))  # the same state in other bytes than a copy's
+        if self._guest is None:
+            return cells
+        return cells + b"\0" + self._guest.fold(guests, [guests_part(request) for request in requests])
+
+
+def guests_part(command: bytes) -> bytes:
+    return command.partition(b"\n")[2]
+
+
+def parts_of(snapshot: bytes | None) -> tuple[bytes, bytes | None]:
+    """The cells, and the guest's snapshot; None for the empty state."""
+    if snapshot is None:
+        return b"", None
+    cells, _, guests = snapshot.partition(b"\0")
+    return cells, guests
 
 
 def cell_of(answer: bytes) -> Cell:

@@ -10,35 +10,37 @@ import math
 import random
 from _queue import Empty, SimpleQueue
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from blinker import Signal
 
 from geraft import signals
-from geraft.app import RaftApp
+from geraft.app import MakeSnapshot, RaftApp
 from geraft.core.effects import CompactLog, Persist, RecordSnapshot, Role
 from geraft.core.entries import Ballot, EntryBatch, EntryId
 from geraft.core.events import SettingsChanged, SnapshotFetched, SnapshotFetchFailed
 from geraft.core.messages import PeerMessage
 from geraft.core.raft import Raft, Settings
 from geraft.core.snapshots import Snapshot
-from geraft.errors import NodeStopped, NotLeader, OutcomeUnknown, ReadTimeout, StorageFailed
+from geraft.errors import BootstrapRefused, NodeStopped, NotLeader, OutcomeUnknown, ReadTimeout, StorageFailed
 from geraft.runtime.applier import Applier, FetchWork, Readers, StateWanted
+from geraft.runtime.compactor import Compactor
 from geraft.runtime.dispatcher import Dispatcher
-from geraft.runtime.hub import Call, Inbox, RemoteCall, fail, finish
+from geraft.runtime.hub import Call, Inbox, RemoteCall, Waiter, fail, finish
 from geraft.runtime.log_writer import ForgetSnapshot, LogWriter
 from geraft.runtime.node_loop import TICK_DUE, NodeLoop
 from geraft.runtime.snapshot_fetcher import SnapshotFetch
-from geraft.runtime.snapshot_keeper import SnapshotKeeper
+from geraft.runtime.snapshot_keeper import Fold, SnapshotKeeper
 from geraft.runtime.wishes import Transfer, Wish
 from geraft.simple import MemoryRepository, to_raft_app
 from geraft.storage.base import Identity, StoredState
 from geraft.storage.memory import MemoryStorage
 from geraft.testing.simulation.guest import Guest
 from geraft.testing.simulation.referee import Watched
-from geraft.testing.simulation.register import Registers
-from geraft.testing.virtual import raft_from
+from geraft.testing.simulation.register import Registers, parts_of
+from geraft.testing.virtual import bootstrap_batch, configuration_of, raft_from
 from geraft.transport.services import SnapshotSink
 
 if TYPE_CHECKING:
@@ -122,6 +124,53 @@ class SimulatedDisk(MemoryStorage):
                 self.compact(item.index, item.bytes_max)
             case ForgetSnapshot():
                 self.forget_snapshot(item.snapshot_index)
+            case _:
+                pass  # somebody wants to know that it came so far
+
+
+class SimulatedFiles(MemoryRepository):
+    """The snapshots of a server: they outlive a crash. saved: told of each that is stored, before anything else is.
+
+    damaged: those that are not what was stored.
+    """
+
+    def __init__(self, saved: Callable[[int, bytes], None]) -> None:
+        super().__init__()
+        self._saved = saved
+        self.damaged: set[int] = set()
+
+    def save(self, snapshot_index: int, chunks: Iterable[bytes]) -> None:
+        super().save(snapshot_index, chunks)
+        self.damaged.discard(snapshot_index)
+        self._saved(snapshot_index, self._snapshots[snapshot_index])
+
+    def damage(self, snapshot_index: int, rng: random.Random) -> None:
+        """One bit of it turns; an empty one can't be damaged."""
+        snapshot = self._snapshots[snapshot_index]
+        if snapshot:
+            self._snapshots[snapshot_index] = with_a_bit_turned(snapshot, rng)
+            self.damaged.add(snapshot_index)
+
+
+def with_a_bit_turned(content: bytes, rng: random.Random) -> bytes:
+    turned = bytearray(content)
+    turned[rng.randrange(len(turned))] ^= 1 << rng.randrange(8)
+    return bytes(turned)
+
+
+class _Keeper(SnapshotKeeper):
+    """Counts what becomes of folds."""
+
+    world: Simulation
+
+    def _fold(self, work: Fold) -> None:
+        newest = self.newest
+        overtaken = newest is not None and newest.index >= work.snapshot_index
+        super()._fold(work)
+        self.world.count("fold that a newer snapshot made needless", overtaken)
+        if not overtaken and work.snapshot_index:
+            made = work.snapshot_index in self._unrecorded
+            self.world.count("snapshot folded" if made else "fold without its log")
 
 
 class _Inbox(Inbox):
@@ -238,7 +287,7 @@ class SimulatedServer:
         self.calls: dict[int, tuple[RemoteCall, Callable[[], None]]] = {}  # unanswered, each with what a crash means
         self.taken: set[int] = set()  # of those, which the node has got
         self.on_their_way: dict[int, Call] = {}  # to the leader, or back
-        self.repository = MemoryRepository()  # files: they outlive a crash
+        self.repository = SimulatedFiles(self._snapshot_saved)
         self.disk = SimulatedDisk()
         self.disk.watch = lambda: world.referee.check_committed_lasts(f"{id}'s disk dropped entries")
         self.disk.open()
@@ -260,29 +309,37 @@ class SimulatedServer:
         self._applied_index = 0
         self._fetch_held: FetchWork | None = None
         self._keeping = False
+        self.snapshots_asked: list[tuple[int, Waiter]] = []  # with how far the app was when each was asked for
+        self._arrives_damaged: SnapshotSink | None = None
         self.guest = (
             Guest(self.id, world.app_factory, world.comparison, world.rng) if world.app_factory is not None else None
         )
-        self._registers = Registers(self._app_writes, self.guest)
+        self._registers = Registers(self._app_writes, world.referee.index_of, self.guest)
         raft_app = to_raft_app(self._registers, self.repository)
-        self._keeper = SnapshotKeeper(
+        self._keeper = _Keeper(
             raft_app,
             self.disk,
             made=self._tell,
             forget=lambda index: self._log_writer.queue.put(ForgetSnapshot(index)),
-            ask_app=lambda answer: self._applier.queue.put(StateWanted(answer)),
+            ask_app=self._ask_app,
             after_writes=lambda then: self._log_writer.queue.put(then),
             on_crash=self._unexpected,
         )
+        self._keeper.world = world
+        self._befall_store(state)
         orphans = set(self.repository.indexes()) - {each.index for each in state.snapshots}
         snapshot, damaged = self._keeper.recover(state)
         world.count("orphaned snapshot swept", len(orphans))
-        assert not damaged, f"{self.id}: snapshots {damaged} are not what was recorded"
+        unexpected = set(damaged) - self.repository.damaged
+        assert not unexpected, f"{self.id}: snapshots {unexpected} are not what was recorded"
+        world.count("damaged snapshot not used", len(damaged))
         assert set(self.repository.indexes()) == {each.index for each in state.snapshots}, "all others are swept"
         if snapshot is not None:
             world.count("restart from a snapshot")
             self._state_is(snapshot)
         self._keeper.queue = _Queue(self._keeper_has_work)
+        usable = tuple(each for each in state.snapshots if each.index not in damaged)
+        state = replace(state, snapshots=usable)
         self.raft = raft_from(self.id, self.store_id, state, settings, chance, self.clock(), Watched)
         self.raft.server = self
         world.referee.history.restarted(self.id, state.ballot)
@@ -328,7 +385,31 @@ class SimulatedServer:
             why_no_leader=lambda: "no leader is known",
             clock=self.clock,
         )
+        for index in damaged:
+            self._log_writer.queue.put(ForgetSnapshot(index))
+        self._compactor = Compactor(world.compaction_interval_seconds, self._interval_over, self.clock())
+        self._wait_for_interval()
         self._knock_in(0.0)
+
+    def _befall_store(self, state: StoredState) -> None:
+        """What may happen to a store while its server is down, and when it is started."""
+        world = self.world
+        chance = world.chance
+        if not world.havoc.raging:
+            return
+        if state.identity is not None and chance.random() < 0.2:
+            first = bootstrap_batch(configuration_of({self.id: ""}))
+            try:
+                self.disk.initialise(Identity("another", self.id, "another"), [first])
+            except BootstrapRefused:
+                world.count("bootstrap over state refused")
+        newest = state.snapshots[-1] if state.snapshots else None
+        if newest is None or not world.faults.disks or chance.random() >= 0.2:
+            return
+        others = [each.index for each in state.snapshots[:-1] if each.index not in self.repository.damaged]
+        if state.base.index == 0 or any(index >= state.base.index for index in others):
+            self.world.log(self.id, f"has a snapshot {newest.index} with a bit turned")
+            self.repository.damage(newest.index, chance)
 
     def pause(self, seconds: float) -> None:
         """Stand still from now on; what comes meanwhile waits."""
@@ -398,6 +479,7 @@ class SimulatedServer:
             self.world.count("crash while a snapshot came")
         self._end()
         self.transfers.clear()
+        self.snapshots_asked.clear()
         self.on_their_way = {}
         lost, self.calls = list(self.calls.values()), {}
         for _, tell in lost:
@@ -424,6 +506,10 @@ class SimulatedServer:
         if self._fetch_held is not None:
             self._fetch_held.fetch.cancel()
         applier.drop_queue()
+        self._keeper.drop_queue()
+        self._keeper.after_end()
+        self._judge_snapshots_asked()
+        assert not self.snapshots_asked, f"{self.id} stopped and left who asked for a snapshot unanswered"
         for calls in readers.queued.values():
             fail(calls, ReadTimeout("the node stopped before process_read came to the read"))
         lost, self.calls = self.calls, {}
@@ -479,6 +565,8 @@ class SimulatedServer:
         self._knock_at = math.inf
         raft = self.raft
         assert raft is not None
+        if self.snapshots_asked:
+            self._judge_snapshots_asked()
         if self._inbox.items or self.clock() >= self._deadline(raft):
             self._inbox.items.append(TICK_DUE)
             self._turn()
@@ -558,7 +646,7 @@ class SimulatedServer:
         """The write ends. What came meanwhile is the next one."""
         self._write_due_at = None
         try:
-            self._log_writer.work(self._log_writer.queue.get_nowait())
+            self._log_writer._take(self._log_writer.queue.get_nowait())
         except StorageFailed as error:
             self.fail(error)
             self.world.restart_later(self)
@@ -587,14 +675,17 @@ class SimulatedServer:
         if self._fetch_held is not None or not self._applier.queue.empty():
             self._app_has_work()
 
-    def _app_writes(self, index: int, command: bytes) -> bool:
+    def _app_writes(self, index: int, command: bytes) -> MakeSnapshot:
         if self.app_errors_due:
             self.app_errors_due -= 1
             raise AppTrouble("the simulated app has a bad moment")
         assert index > self._applied_index, f"{self.id} applies {index} after {self._applied_index}"
         self._applied_index = index
         self.world.referee.applied(self.id, index, command)
-        return self.world.rng.random() < self.world.snapshot_chance
+        world = self.world
+        if world.rng.random() >= world.snapshot_chance:
+            return MakeSnapshot.NONE
+        return MakeSnapshot.FOLD if world.chance.random() < world.fold_share else MakeSnapshot.COPY
 
     # Snapshots --------------------------------------------------------------------------------------------------------
 
@@ -618,9 +709,56 @@ class SimulatedServer:
         self._keeper.copied(index, sessions)
 
     def fold_wanted(self) -> None:
-        raise AssertionError("the registers only copy")
+        self.world.count("fold wanted by the app")
+        self._keeper.fold()
+
+    def _interval_over(self) -> None:
+        self.world.count("fold at the interval")
+        self._keeper.fold()
+
+    def _wait_for_interval(self) -> None:
+        seconds = self._compactor.seconds_left(self.clock())
+        if seconds is not None:
+            self.later(seconds, self._look_whether_to_fold)
+
+    def _look_whether_to_fold(self) -> None:
+        self._compactor.look(self.clock())
+        self._wait_for_interval()
+
+    def take_snapshot(self) -> None:
+        """Somebody asks for one of what the app has applied, and waits for its index."""
+        waiter = Waiter()
+        waiter.wait_natively()  # done when it is answered, whatever hub this thread may have
+        self.snapshots_asked.append((self._applied_index, waiter))
+        self._keeper.fold(waiter)
+
+    def _judge_snapshots_asked(self) -> None:
+        for applied_index, waiter in self.snapshots_asked:
+            if waiter.done and waiter.error is None:
+                self.world.count("snapshot asked for and made", waiter.value > 0)
+                assert waiter.value >= applied_index, (
+                    f"{self.id} tells of snapshot {waiter.value}, but {applied_index} was applied when it was asked"
+                )
+        self.snapshots_asked = [asked for asked in self.snapshots_asked if not asked[1].done]
+
+    def _ask_app(self, answer: Callable[[int, bytes], None]) -> None:
+        def tell(index: int, sessions: bytes) -> None:
+            if self.guest is not None:
+                self.guest.compare(index)  # what a fold of this index will have to be
+            answer(index, sessions)
+
+        self._applier.queue.put(StateWanted(tell))
+
+    def _snapshot_saved(self, index: int, content: bytes) -> None:
+        cells, guests = parts_of(content)
+        self.world.referee.saved(self.id, index, cells)
+        if self.guest is not None and guests is not None:
+            self.guest.compare_snapshot(index, guests)
 
     def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
+        if fetch is self._arrives_damaged:
+            assert snapshot is None, f"{self.id} takes snapshot {fetch.last_entry.index}, which came damaged"
+            self.world.count("snapshot that came damaged refused")
         if snapshot is not None:
             self._tell(SnapshotFetched(leader=fetch.leader, snapshot=snapshot))
         else:
@@ -663,7 +801,11 @@ class SimulatedServer:
         if not sink.begin(snapshot):
             sink.fail("another snapshot")
             return
-        sink.put(content[sink.offset :][: world.rng.choice((1, 10, 1000))])
+        piece = content[sink.offset :][: world.rng.choice((1, 10, 1000))]
+        if piece and world.havoc.raging and world.faults.disks and world.chance.random() < 0.05:
+            piece = with_a_bit_turned(piece, world.chance)
+            self._arrives_damaged = sink
+        sink.put(piece)
         if sink.complete:
             sink.finish()
         else:
