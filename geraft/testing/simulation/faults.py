@@ -356,7 +356,7 @@ class Havoc:
             (AddServer(id=NOBODY, address="nobody.test:1", learner=True), 600.0),
             (RemoveServer(id=NOBODY), 2.0),
         ]
-        voters = sorted(raft.configuration.voter_ids - {raft.id})
+        voters = sorted((raft.configuration.voter_ids - {raft.id}) & world.servers.keys())
         alive = [other for other in voters if world.servers[other].raft is not None]
         if len(alive) < len(voters):  # those that are down would be too many without them
             wishes += [(RemoveServer(id=other), 2.0) for other in alive]
