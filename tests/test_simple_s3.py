@@ -1,4 +1,4 @@
-"""FsspecRepository on an object store: moto's S3 server, over HTTP. Runs where s3fs and moto[server] are installed."""
+"""FsspecRepository on an object store: moto's S3 server, over HTTP."""
 
 from __future__ import annotations
 
