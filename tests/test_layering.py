@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +161,11 @@ def test_what_is_allowed_is_not_complained_about() -> None:
         "if TYPE_CHECKING:\n    from random import Random\n"
     )
     assert complaints(source, "geraft.core.raft", {"geraft.core.quorum"}) == []
+
+
+def test_no_two_modules_of_tests_share_a_name() -> None:
+    """Their folders are no packages, so pytest imports each by its bare name and stops before the first test if two are alike."""
+    tests = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/tests/**/test_*.py")]
+    names = Counter(path.name for path in tests)
+    assert len(tests) > 50
+    assert [name for name, count in names.items() if count > 1] == []
