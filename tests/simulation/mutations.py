@@ -39,7 +39,7 @@ MUTATIONS = (
         10,
         "parked calls are lost when a leader is found",
         "runtime/node_loop.py",
-        "        for call in parked:\n            self.inbox.put(call)",
+        "        for waiter in parked:\n            self.inbox.put(waiter)",
         "        pass",
     ),
     Mutation(
@@ -116,7 +116,7 @@ MUTATIONS = (
         6,
         "a linearizable read is content with a lease, whatever the clocks",
         "runtime/node_loop.py",
-        "            self._step(ReadRequested(token=token))",
+        "            self.step(ReadRequested(token=token))",
         "            self._read_confirmed(ReadConfirmed(tokens=(token,), read_index=self.raft.commit_index))",
     ),
     Mutation(
