@@ -164,7 +164,7 @@ def test_what_is_allowed_is_not_complained_about() -> None:
 
 
 def test_no_two_modules_of_tests_share_a_name() -> None:
-    """Their folders are no packages, so pytest imports each by its bare name and stops before the first test if two are alike."""
+    """Their folders are no packages, so pytest imports each by its bare name, and stops if two are alike."""
     tests = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/tests/**/test_*.py")]
     names = Counter(path.name for path in tests)
     assert len(tests) > 50

@@ -279,7 +279,7 @@ def test_a_fold_comes_after_the_writes_that_wait_for_the_disk(desk: Desk) -> Non
 
 
 def test_who_asked_for_a_snapshot_is_told_that_the_node_ends() -> None:
-    """Wherever the wish is by then: with the applier, at the disk, or not handed on at all. Found by the simulator."""
+    """Wherever the wish is by then: with the applier, at the disk, or not handed on at all."""
     desk = Desk()
     at_the_applier, at_the_disk, too_late = Waiter(), Waiter(), Waiter()
     desk.answer_at_once = False
