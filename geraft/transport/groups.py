@@ -30,7 +30,7 @@ def check_group(name: str) -> None:
     if not isinstance(name, str) or (name and (_NAME.fullmatch(name) is None or not name.strip("."))):
         raise ConfigError(
             f"a group is named by up to {GROUP_CHARACTERS_MAX} of A-Z, a-z, 0-9, '.', '_' and '-', and not by dots"
-            f" alone, so that it can name a folder too; {name!r} is no such name: choose another"
+            f" alone, as the name of a folder is, not {name!r}: choose such a name"
         )
 
 

@@ -160,5 +160,5 @@ def test_a_group_that_moves_to_another_server_is_followed(server: GroupServer, m
 
 
 def test_a_name_that_no_group_can_have_is_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match="is no such name: choose another"):
+    with pytest.raises(ConfigError, match="choose such a name"):
         Client("127.0.0.1:1", group="a group")
