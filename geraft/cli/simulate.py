@@ -47,6 +47,7 @@ class Seeds(click.ParamType[range]):
 @click.option("--trace", "trace_seed", type=int, metavar="SEED", help="Print all that happens under this one seed.")
 @click.option("--app", metavar="MODULE:FACTORY", help="A SimpleRaftApp of yours to put through it.")
 @click.option("--commands", "file", type=click.File("rb"), help="For the app, one a line; - for stdin.")
+@click.option("--resting", is_flag=True, help="Clusters of a process with many, which rest when idle.")
 @click.option("--verbose", is_flag=True, help="Print how often each rare situation was met.")
 def simulate(
     seeds: range,
@@ -55,6 +56,7 @@ def simulate(
     trace_seed: int | None,
     app: str | None,
     file: BinaryIO | None,
+    resting: bool,
     verbose: bool,
 ) -> None:
     """Play whole clusters on virtual time: crashes, partitions, lost and late messages, slow and failing disks.
@@ -90,6 +92,7 @@ def simulate(
             app_factory=app_factory,
             commands=commands,
             trace=click.echo if trace_seed is not None else None,
+            resting=resting,
         )
         try:
             simulation.run()

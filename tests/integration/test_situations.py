@@ -103,10 +103,19 @@ def test_a_slow_node_that_is_paused_four_times_under_2000_writes_catches_up(tmp_
 def test_a_value_of_100_mb_goes_through_replication_and_through_a_snapshot(tmp_path: Path, size: int) -> None:
     with Cluster(tmp_path, size, options=("--trailing-entries", "0")) as cluster, cluster.client(90) as client:
 
+        def write_large(key: str) -> None:
+            """Again if its outcome is unknown: on a busy machine the leader may step down meanwhile."""
+
+            def written() -> bool:
+                client.apply(put(key, LARGE))
+                return True
+
+            wait_until(f"{key} is written", written, 120.0)
+
         def assert_held(node: str, key: str) -> None:
             assert decode_value(client.read(get(key), "stale", address=cluster.address(node))) == LARGE, (node, key)
 
-        client.apply(put("first", LARGE))
+        write_large("first")
         cluster.wait_until_even()
         for node in cluster.members:
             assert_held(node, "first")
@@ -120,7 +129,7 @@ def test_a_value_of_100_mb_goes_through_replication_and_through_a_snapshot(tmp_p
         assert "installed snapshot" in cluster.nodes["newcomer"].said()
         assert_held("newcomer", "first")
         client.apply(put("first", b""))  # 100 MB are enough to hold
-        client.apply(put("second", LARGE))
+        write_large("second")
         cluster.wait_until_even()
         assert_held("newcomer", "second")
 

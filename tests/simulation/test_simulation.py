@@ -120,3 +120,14 @@ def test_a_campaign_meets_the_rare_situations() -> None:
         faults = replace(Faults.drawn(random.Random(seed)), members=True, per_second=3.0)
         met += Simulation(seed, seconds=15, faults=faults).run().counters
     assert set(SITUATIONS) <= set(met), set(SITUATIONS) - set(met)
+
+
+def test_groups_that_rest_keep_every_promise() -> None:
+    """Faults befall nodes that rest, and wake them; what they were not told in between must not matter."""
+    counters: Counter[str] = Counter()
+    for seed in range(1, 25):
+        counters.update(Simulation(seed, nodes=3 if seed % 3 else 5, resting=True).run().counters)
+    assert counters["a node rests"] > 500
+    assert counters["crash between two effects"] > 10
+    still = Simulation(1, resting=True, faults=Faults(per_second=0.0), seconds=30.0).run()
+    assert still.counters["a node rests"] > 20

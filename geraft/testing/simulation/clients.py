@@ -103,7 +103,7 @@ class Client:
         self._go_on()
 
     def _go_on(self) -> None:
-        self.world.at(self.world.rng.expovariate(self.world.calls_per_second), self.act)
+        self.world.at(self.world.gap_seconds(), self.act)
 
     def _answered(self, operation: _Operation, call: Call) -> None:
         assert not operation.answered, f"call {operation.number} is answered twice"

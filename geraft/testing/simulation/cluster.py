@@ -33,6 +33,7 @@ from geraft.testing.simulation.clients import Client
 from geraft.testing.simulation.faults import LONGEST_ELECTION_TIMEOUT_SECONDS, Faults, Havoc
 from geraft.testing.simulation.guest import AppFactory, Commands, Comparison, can_fold
 from geraft.testing.simulation.numbered_clients import NumberedClient
+from geraft.testing.simulation.pulses import Pulses
 from geraft.testing.simulation.referee import Referee, require
 from geraft.testing.simulation.server import SimulatedServer
 from geraft.testing.virtual import bootstrap_batch, configuration_of
@@ -47,6 +48,8 @@ CALM_SECONDS = 2.5
 """After that: how long nobody may campaign."""
 CUT_OFF_SECONDS = 3.0
 """For how long a minority is cut off then, which must disturb nobody."""
+GAP_SECONDS_MAX = 4.0
+"""Between two calls of a client, where gaps are wanted in which a group rests."""
 QUIET_SECONDS = 4.5
 """At the end: how long until the last caller has its answer."""
 LONG_PAUSE_SECONDS = 1.3
@@ -63,10 +66,21 @@ class SimulationFailed(AssertionError):
     """Something that must hold did not. trace: the last lines of what happened before; the message has it all."""
 
     def __init__(
-        self, reason: str, *, seed: int, nodes: int, seconds: float, now: float, trace: list[str], with_app: bool
+        self,
+        reason: str,
+        *,
+        seed: int,
+        nodes: int,
+        seconds: float,
+        now: float,
+        trace: list[str],
+        with_app: bool,
+        resting: bool,
     ) -> None:
         self.reason, self.seed, self.now, self.trace = reason, seed, now, trace
-        command = f"geraft simulate --trace {seed} --nodes {nodes} --seconds {seconds:g}"
+        command = f"geraft simulate --trace {seed} --nodes {nodes} --seconds {seconds:g}" + (
+            " --resting" if resting else ""
+        )
         if with_app:
             command += ", with the same app and commands (--app, --commands)"
         super().__init__("\n".join([f"seed {seed}, at {now:.6f} s: {reason}", *trace, f"replay it: {command}"]))
@@ -75,6 +89,7 @@ class SimulationFailed(AssertionError):
 class Simulation:
     """nodes: how many servers. seconds: how long faults befall them; then they must recover.
 
+    resting: whether its nodes are of one group among many, and rest when idle.
     faults: which kinds come, and how often; by default the seed draws that.
 
     app_factory: makes a state machine of yours, on each server at each start; with every write it gets one of commands,
@@ -93,6 +108,7 @@ class Simulation:
         app_factory: AppFactory | None = None,
         commands: Commands | None = None,
         trace: Callable[[str], None] | None = None,
+        resting: bool = False,
     ) -> None:
         if (app_factory is None) != (commands is None or (not callable(commands) and not commands)):
             raise ConfigError("app_factory and commands go together: an app, and what it is given")
@@ -103,6 +119,7 @@ class Simulation:
         self.nodes = nodes
         self.seconds = seconds
         self._faults_given = faults
+        self._resting_given = resting
         self._trace = trace
         self.tracing = trace is not None
         self.rng = rng = random.Random(seed)
@@ -174,6 +191,10 @@ class Simulation:
         )
         if chance.random() < 0.5:
             self.clients += [NumberedClient(self) for _ in range(2)]
+        self.pulses: Pulses | None = None
+        if resting:
+            self.pulses = Pulses(self)
+            self.calls_per_second = min(self.calls_per_second, 0.5)  # or nobody would ever rest
 
     @property
     def now(self) -> float:
@@ -200,6 +221,7 @@ class Simulation:
                 now=self.now,
                 trace=trace,
                 with_app=self.app_factory is not None,
+                resting=self._resting_given,
             ) from error
         finally:
             logger.setLevel(level)
@@ -215,6 +237,7 @@ class Simulation:
             app_factory=self.app_factory,
             commands=self.commands,
             trace=lines.append,
+            resting=self._resting_given,
         )
         try:
             again._play()
@@ -227,6 +250,8 @@ class Simulation:
             server.start(self.settings)
         for client in self.clients:
             self.at(self.rng.uniform(0, 2), client.act)
+        if self.pulses is not None:
+            self.pulses.begin()
         if self.faults.per_second > 0:
             self.havoc.begin()
         while self.now < self._faults_end:
@@ -504,6 +529,11 @@ class Simulation:
     def leaders(self) -> list[str]:
         """Those that believe to lead."""
         return [id for id, server in self.servers.items() if server.raft and server.raft.role is Role.LEADER]
+
+    def gap_seconds(self) -> float:
+        """Until a client asks for the next thing."""
+        seconds = self.rng.expovariate(self.calls_per_second)
+        return seconds if self.pulses is None else min(seconds, GAP_SECONDS_MAX)
 
     def turn_seconds(self) -> float:
         return self.rng.random() * self.turn_mean

@@ -57,7 +57,7 @@ class NumberedClient:
         self._send(_Write(value, key, kind, message, self._session, self._number))
 
     def _go_on(self) -> None:
-        self.world.at(self.world.rng.expovariate(self.world.calls_per_second), self.act)
+        self.world.at(self.world.gap_seconds(), self.act)
 
     def _opened(self, outcome: Any) -> None:
         if isinstance(outcome, int):

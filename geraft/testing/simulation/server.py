@@ -31,6 +31,7 @@ from geraft.runtime.dispatcher import Dispatcher
 from geraft.runtime.hub import Call, Inbox, RemoteCall, Waiter, fail, finish
 from geraft.runtime.log_writer import ForgetSnapshot, LogWriter
 from geraft.runtime.node_loop import TICK_DUE, NodeLoop
+from geraft.runtime.rest import Rest
 from geraft.runtime.snapshot_fetcher import SnapshotFetch
 from geraft.runtime.snapshot_keeper import Fold, SnapshotKeeper
 from geraft.runtime.wishes import Transfer, Wish
@@ -38,9 +39,11 @@ from geraft.simple import MemoryRepository, to_raft_app
 from geraft.storage.base import Identity, StoredState
 from geraft.storage.memory import MemoryStorage
 from geraft.testing.simulation.guest import Guest
+from geraft.testing.simulation.pulses import BEAT_SECONDS
 from geraft.testing.simulation.referee import Watched
 from geraft.testing.simulation.register import Registers, parts_of
 from geraft.testing.virtual import bootstrap_batch, configuration_of, raft_from
+from geraft.transport.pulse import Pulse
 from geraft.transport.services import SnapshotSink
 
 if TYPE_CHECKING:
@@ -389,6 +392,18 @@ class SimulatedServer:
             self._log_writer.queue.put(ForgetSnapshot(index))
         self._compactor = Compactor(world.compaction_interval_seconds, self._interval_over, self.clock())
         self._wait_for_interval()
+        self._resting = False
+        self._rest: Rest | None = None
+        if world.pulses is not None:
+            self._rest = self.loop.rest = Rest(
+                self.loop,
+                self,
+                idle_seconds=world.pulses.idle_seconds,
+                pulse_seconds=BEAT_SECONDS,
+                pause=self._begin_rest,
+                resume=self._end_rest,
+                clock=self.clock,
+            )
         self._knock_in(0.0)
 
     def _befall_store(self, state: StoredState) -> None:
@@ -499,6 +514,9 @@ class SimulatedServer:
         self._disk_queue.taken = None
         while self._log_writer.take_more() is not None:
             pass
+        if self._rest is not None:
+            self.effects_to_crash = None
+            self._rest.end()
         self._end()
         loop.fail_everything(OutcomeUnknown(f"{self.id} stopped"), lambda: NodeStopped(f"{self.id} stopped"), untaken)
         on_their_way, self.on_their_way = list(self.on_their_way.values()), {}
@@ -521,6 +539,7 @@ class SimulatedServer:
 
     def _end(self) -> None:
         self.raft = None
+        self._resting = False
         self.disk.close()
 
     @staticmethod
@@ -565,6 +584,8 @@ class SimulatedServer:
         self._knock_at = math.inf
         raft = self.raft
         assert raft is not None
+        if self._resting:
+            return
         if self.snapshots_asked:
             self._judge_snapshots_asked()
         if self._inbox.items or self.clock() >= self._deadline(raft):
@@ -605,6 +626,30 @@ class SimulatedServer:
     def answered(self, number: int) -> None:
         """A call of this server's has its answer."""
         self.calls.pop(number, None)
+
+    # Resting (rest.RestMail) ------------------------------------------------------------------------------------------
+
+    def _begin_rest(self) -> None:
+        self.world.count("a node rests")
+        self._resting = True
+
+    def _end_rest(self) -> None:
+        self._resting = False
+        self._knock_in(0.0)
+
+    def pulse_of(self, peer: str) -> Pulse | None:
+        stream = self.world.pulses.stream(self.id, peer) if self.world.pulses is not None else None
+        return stream.near.pulse if stream is not None else None
+
+    def offer_rest(self, peer: str, term: int, last_entry: EntryId, number: int) -> None:
+        self.may_lose_power()
+        assert self.world.pulses is not None
+        self.world.pulses.offer(self, peer, term, last_entry, number)
+
+    def answer_rest(self, leader_id: str, term: int, number: int, resting: bool) -> None:
+        self.may_lose_power()
+        assert self.world.pulses is not None
+        self.world.pulses.answer(self, leader_id, number, resting)
 
     # What the loop needs of the transport -----------------------------------------------------------------------------
 
