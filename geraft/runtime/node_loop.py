@@ -523,6 +523,10 @@ class NodeLoop:
             self._parked += calls
             self._look_again()
 
+    def woken(self) -> None:
+        """The node has rested: that the app had nothing to do meanwhile does not mean that it is stuck."""
+        self._app_got_on_at = self._clock()
+
     def _look_again(self) -> None:
         """The next tick looks at what is parked; a node that rests has none until it is woken."""
         if self.rest is not None:

@@ -257,6 +257,7 @@ class Rest:
         raft = self._loop.raft
         if was is State.AWAKE:
             return
+        self._loop.woken()
         if was is State.OFFERING:
             self._not_before = now + self._again_seconds
             self._again_seconds = min(2 * self._again_seconds, AGAIN_SECONDS_MAX)

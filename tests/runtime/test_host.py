@@ -400,3 +400,21 @@ def test_a_host_on_a_server_of_the_users() -> None:
             channel.unary_unary("/geraft.Raft/Status")(b"", timeout=10)
     finally:
         server.stop(0.5).wait(10)
+
+
+def test_an_app_that_had_nothing_to_do_during_a_long_rest_is_not_taken_for_stuck(hosts: Hosts) -> None:
+    hosts.add("a")
+    hosts.rests("a")
+    leader = hosts.leader("a")
+    loop = leader._supervisor._loop
+    silent: list[float] = []
+
+    def write(command: bytes, index: int) -> None:
+        threading.Event().wait(0.3)
+        silent.append(loop.app_silent_seconds)
+
+    hosts.apps["a", leader.id].on_write = write
+    # So long ago it last got on, and came to where it will be next.
+    loop._app_got_on_at, loop._app_at = loop._app_got_on_at - 1000.0, leader.status().last_log_index + 1
+    leader.apply(b"x", timeout_seconds=20)
+    assert silent[0] < 1.0
