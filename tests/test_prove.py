@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PRETENDER = """
 import sys
 verb, *rest = sys.argv[1:]
+resting = rest[-1] == "--resting"
+if resting:
+    rest.pop()
 options = dict(zip(rest[::2], rest[1::2]))
 if verb == "simulate":
     first, last = map(int, options["--seeds"].split(":"))
-    bad = sum(seed == {bad_seed} for seed in range(first, last + 1)) if options["--nodes"] == "3" else 0
+    kind = "resting" if resting else options["--nodes"]
+    bad = sum(seed == {bad_seed} for seed in range(first, last + 1)) if kind == "{bad_kind}" else 0
     if bad:
         print("seed {bad_seed}: two leaders in term 4")
     print(f"seeds {{last - first + 1}}, violations {{bad}}, simulated 1 s, cpu 1.0 s")
@@ -39,9 +44,9 @@ def prove(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def pretend(tmp_path: Path, bad_seed: int = 0, bad_chaos: int = 0) -> str:
+def pretend(tmp_path: Path, *, bad_seed: int = 0, bad_kind: str = "3", bad_chaos: int = 0) -> str:
     path = tmp_path / "pretender.py"
-    path.write_text(PRETENDER.format(bad_seed=bad_seed, bad_chaos=bad_chaos))
+    path.write_text(PRETENDER.format(bad_seed=bad_seed, bad_kind=bad_kind, bad_chaos=bad_chaos))
     return f"{sys.executable} {path}"
 
 
@@ -57,11 +62,13 @@ def test_every_seed_is_played_once_and_chaos_as_long_as_asked(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("bad", "failed"),
     [
-        ({"bad_seed": 777}, "failed: geraft simulate --seeds 601:800 --nodes 3"),
+        ({"bad_seed": 766}, "failed: geraft simulate --seeds 601:770 --nodes 3"),
+        ({"bad_seed": 77, "bad_kind": "5"}, "failed: geraft simulate --seeds 1:200 --nodes 5"),
+        ({"bad_seed": 77, "bad_kind": "resting"}, "failed: geraft simulate --seeds 1:110 --nodes 3 --resting"),
         ({"bad_chaos": 2}, "failed: geraft chaos --seconds 30 --seed 2"),
     ],
 )
-def test_one_failure_fails_it_all_and_is_told(tmp_path: Path, bad: dict[str, int], failed: str) -> None:
+def test_one_failure_fails_it_all_and_is_told(tmp_path: Path, bad: dict[str, Any], failed: str) -> None:
     code, said = prove("--geraft", pretend(tmp_path, **bad), "--seeds", "1100", "--chaos-seconds", "150")
     summary = said.partition("\nprove: FAILED")[2]
     assert code == 1
@@ -78,6 +85,6 @@ def test_a_part_that_does_not_run_at_all_fails_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_real_simulator_is_understood() -> None:
     geraft = f"{sys.executable} -m geraft"
-    code, said = prove("--geraft", geraft, "--seeds", "5", "--chaos-seconds", "0", "--jobs", "2")
+    code, said = prove("--geraft", geraft, "--seeds", "10", "--chaos-seconds", "0", "--jobs", "2")
     assert code == 0, said
-    assert "seeds 5 of 5, violations 0" in said
+    assert "seeds 10 of 10, violations 0" in said

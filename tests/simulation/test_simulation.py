@@ -16,6 +16,7 @@ import pytest
 
 from geraft.core import raft as core
 from geraft.core import reads
+from geraft.runtime.hub import CallKind, RemoteCall
 from geraft.testing.simulation import SITUATIONS, Faults, Simulation, SimulationFailed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,6 +60,25 @@ def test_without_faults_everyone_is_served() -> None:
     assert min(client.done for client in simulation.clients) > 10
     assert simulation.counters["write with an unknown outcome"] == 0
     assert simulation.counters["leader deposed with an uncommitted tail"] == 0
+
+
+@pytest.mark.parametrize("seed", [2, 5, 12])
+def test_a_call_that_came_back_is_looked_at_though_heartbeats_arrive(seed: int) -> None:
+    """They put off what a follower does by itself, and what is parked there is looked at by ticks alone."""
+    simulation = Simulation(seed, faults=Faults(per_second=0))
+    for server in simulation.servers.values():
+        server.start(simulation.settings)
+    simulation.agenda.run_until(5.0)
+    (leader,) = simulation.leaders()
+    follower = next(server for id, server in simulation.servers.items() if id != leader)
+    answered: list[RemoteCall] = []
+    call = RemoteCall(
+        CallKind.APPLY, b"set a 1", deadline=follower.clock() + 5.0, number=1, sink=answered.extend, wait_for_leader=True
+    )
+    follower.at_once(follower.loop.park, [call])
+    simulation.agenda.run_until(6.0)
+    assert answered == [call]
+    assert call.error is None
 
 
 def test_a_seed_gives_the_same_trace_in_every_process() -> None:

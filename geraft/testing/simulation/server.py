@@ -588,7 +588,8 @@ class SimulatedServer:
             return
         if self.snapshots_asked:
             self._judge_snapshots_asked()
-        if self._inbox.items or self.clock() >= self._deadline(raft):
+        # What is parked is looked at by a tick alone, however often heartbeats put the deadline off.
+        if self._inbox.items or self.loop.has_callers or self.clock() >= self._deadline(raft):
             self._inbox.items.append(TICK_DUE)
             self._turn()
         resolution = self.world.settings.heartbeat_interval_seconds / 4
