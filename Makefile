@@ -37,7 +37,7 @@ test-all: ## The tests on each of Python 3.11, 3.12 and 3.13 that this machine h
 		if [ -z "$$python" ]; then echo "== Python $$version: skipped, none that runs was found"; continue; fi; \
 		echo "== Python $$version: $$python"; \
 		[ -x $(VENV)-$$version/bin/pip ] || tools/make-venv "$$python" $(VENV)-$$version || exit 1; \
-		$(VENV)-$$version/bin/python -m pip --disable-pip-version-check --quiet install -e '.[test]' \
+		$(VENV)-$$version/bin/python -m pip --disable-pip-version-check --quiet install -e '.[test,rocksdb]' \
 			$(addprefix -e ,$(dir $(wildcard plugins/*/setup.cfg))) || exit 1; \
 		$(VENV)-$$version/bin/python -m pytest -q -m "not long" $(SIDE_BY_SIDE) || exit 1; \
 	done

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from runtime_parts import wait_until
 
 from geraft.app import MakeSnapshot, RaftApp
 from geraft.core.entries import EntryBatch, EntryId, EntryKind
@@ -144,13 +143,19 @@ def test_a_snapshot_that_is_being_read_stays(desk: Desk) -> None:
 
 
 def test_of_copies_that_wait_only_the_newest_is_read(desk: Desk) -> None:
-    gate = threading.Event()
-    desk.app.before_open = lambda index: gate.wait(20) if index == 1 else None
+    begun, gate = threading.Event(), threading.Event()
+
+    def before_open(index: int) -> None:
+        if index == 1:
+            begun.set()
+            gate.wait(20)
+
+    desk.app.before_open = before_open
     for index in range(1, 6):
         desk.app.held[index] = b"%d" % index
         desk.keeper.copied(index, b"s%d" % index)
         if index == 1:
-            wait_until(lambda: desk.keeper.queue.empty())
+            assert begun.wait(20)
     gate.set()
     desk.settle()
     assert [(made.index, made.sessions) for made in desk.made] == [(1, b"s1"), (5, b"s5")]

@@ -72,9 +72,7 @@ def test_a_call_that_came_back_is_looked_at_though_heartbeats_arrive(seed: int) 
     (leader,) = simulation.leaders()
     follower = next(server for id, server in simulation.servers.items() if id != leader)
     answered: list[RemoteCall] = []
-    call = RemoteCall(
-        CallKind.APPLY, b"set a 1", deadline=follower.clock() + 5.0, number=1, sink=answered.extend, wait_for_leader=True
-    )
+    call = RemoteCall(CallKind.APPLY, b"set a 1", deadline=follower.clock() + 5.0, number=1, sink=answered.extend)
     follower.at_once(follower.loop.park, [call])
     simulation.agenda.run_until(6.0)
     assert answered == [call]
