@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ from geraft.errors import (
     StorageFailed,
     StorageForeign,
     StorageFormatTooNew,
-    StorageLocked,
 )
 from geraft.storage import FileStorage, Identity
 from geraft.storage import segment as segment_format
@@ -353,88 +351,6 @@ def test_a_torn_write_is_dropped_and_told(tmp_path: Path, caplog: pytest.LogCapt
     assert storage.open().last_entry == EntryId(3, 12)
     storage.close()
     assert not caplog.records
-
-
-# Who holds it -------------------------------------------------------------------------------------------------------
-
-HOLD = """
-storage = FileStorage(sys.argv[1])
-storage.open()
-storage.write(None, [commands(1, 1, 9)])
-print("open", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_live_process_locks_the_store_and_a_dead_one_does_not(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    (tmp_path / "alias").symlink_to(path)
-    with children.start(HOLD, path) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "open\n"
-            for name in ("log", "alias"):
-                with pytest.raises(StorageLocked, match=rf"log is in use by process {holder.pid}\b"):
-                    FileStorage(tmp_path / name).open()
-        finally:
-            holder.kill()
-    storage = FileStorage(path)
-    assert storage.open().last_entry == EntryId(1, 9)
-    storage.close()
-
-
-def test_neither_a_program_that_the_holder_started_nor_its_fork_keeps_the_lock(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    code = (
-        HOLD[: HOLD.index("print(")]
-        + """
-import subprocess
-slept = subprocess.Popen(['sleep', '60'], close_fds=False)
-forked = os.fork()
-if forked == 0:
-    try:
-        for use in (lambda: storage.write(Ballot(9), []), lambda: storage.read(1, 1, 1), storage.open):
-            try:
-                use()
-            except StorageFailed as error:
-                assert "fork" in str(error), error
-            except StorageLocked as error:
-                assert use == storage.open and str(os.getppid()) in str(error), error
-            else:
-                os._exit(1)
-        storage.close()
-        os.write(1, b"forked\\n")
-        time.sleep(60)
-    finally:
-        os._exit(1)
-os.write(1, b"%d %d\\n" % (slept.pid, forked))
-time.sleep(60)
-"""
-    )
-    with children.start(code, path) as holder:
-        assert holder.stdout is not None
-        lines = [holder.stdout.readline(), holder.stdout.readline()]
-        assert "forked\n" in lines
-        (pids,) = (line for line in lines if line != "forked\n")
-        try:
-            with pytest.raises(StorageLocked):
-                FileStorage(path).open()
-            holder.kill()
-            holder.wait()
-            storage = FileStorage(path)
-            assert storage.open().last_entry == EntryId(1, 9)
-            storage.close()
-        finally:
-            for pid in pids.split():
-                os.kill(int(pid), signal.SIGKILL)
-
-
-def test_a_store_that_nobody_refers_to_any_more_is_free(tmp_path: Path) -> None:
-    storage = written(tmp_path / "log")
-    del storage
-    again = FileStorage(tmp_path / "log")
-    assert again.open().last_entry == EntryId(1, 20)
-    again.close()
 
 
 # When the disk does not do its part ---------------------------------------------------------------------------------

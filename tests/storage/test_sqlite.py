@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import tempfile
@@ -23,7 +22,6 @@ from geraft.errors import (
     StorageFailed,
     StorageForeign,
     StorageFormatTooNew,
-    StorageLocked,
 )
 from geraft.storage import Identity, SqliteStorage
 from geraft.storage import sqlite as sqlite_store
@@ -210,89 +208,6 @@ def test_a_crash_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:
     assert storage.open().identity is None
     storage.close()
     assert not (tmp_path / "n1.db.new").exists()
-
-
-# Who holds it -------------------------------------------------------------------------------------------------------
-
-HOLD = """
-storage = SqliteStorage(sys.argv[1])
-storage.open()
-storage.write(None, [commands(1, 1, 9)])
-print("open", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_live_process_locks_the_store_and_a_dead_one_does_not(tmp_path: Path) -> None:
-    path = tmp_path / "n1.db"
-    (tmp_path / "alias.db").symlink_to(path)
-    with children.start(HOLD, path) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "open\n"
-            for name in ("n1.db", "alias.db"):
-                with pytest.raises(StorageLocked, match=rf"n1\.db is in use by process {holder.pid}\b"):
-                    SqliteStorage(tmp_path / name).open()
-        finally:
-            holder.kill()
-    storage = SqliteStorage(path)
-    assert storage.open().last_entry == EntryId(1, 9)
-    storage.close()
-
-
-def test_neither_a_program_that_the_holder_started_nor_its_fork_keeps_the_lock(tmp_path: Path) -> None:
-    path = tmp_path / "n1.db"
-    code = (
-        HOLD.replace("print(", "import subprocess\nslept = subprocess.Popen(['sleep', '60'], close_fds=False)\nprint(")
-        .replace("sys.stdin.read()", "")
-        .replace(
-            'print("open", flush=True)',
-            """
-forked = os.fork()
-if forked == 0:
-    try:
-        for use in (lambda: storage.write(Ballot(9), []), lambda: storage.read(1, 1, 1), storage.open):
-            try:
-                use()
-            except StorageFailed as error:
-                assert "fork" in str(error), error
-            except StorageLocked as error:
-                assert use == storage.open and str(os.getppid()) in str(error), error
-            else:
-                os._exit(1)
-        os.write(1, b"forked\\n")
-        time.sleep(60)
-    finally:
-        os._exit(1)
-os.write(1, b"%d %d\\n" % (slept.pid, forked))
-time.sleep(60)
-""",
-        )
-    )
-    with children.start(code, path) as holder:
-        assert holder.stdout is not None
-        lines = [holder.stdout.readline(), holder.stdout.readline()]
-        assert "forked\n" in lines
-        (pids,) = (line for line in lines if line != "forked\n")
-        try:
-            with pytest.raises(StorageLocked):
-                SqliteStorage(path).open()
-            holder.kill()
-            holder.wait()
-            storage = SqliteStorage(path)
-            assert storage.open().last_entry == EntryId(1, 9)
-            storage.close()
-        finally:
-            for pid in pids.split():
-                os.kill(int(pid), signal.SIGKILL)
-
-
-def test_a_store_that_nobody_refers_to_any_more_is_free(tmp_path: Path) -> None:
-    storage = written(tmp_path / "n1.db")
-    del storage
-    again = SqliteStorage(tmp_path / "n1.db")
-    assert again.open().last_entry == EntryId(1, 20)
-    again.close()
 
 
 def test_native_threads_of_a_patched_process_read_and_write(tmp_path: Path) -> None:
