@@ -263,9 +263,9 @@ class World:
                 if dialler != listener:
                     self.connect(dialler, listener)
         self._beat_at = self.now
-        self._seconds_until(lambda: self.leader.raft.role is Role.LEADER)
+        self.pass_until(lambda: self.leader.raft.role is Role.LEADER)
         # Each has its no-op, and knows that it is committed.
-        self._seconds_until(lambda: all(node.raft.last_applied == 2 for node in self.nodes.values()))
+        self.pass_until(lambda: all(node.raft.last_applied == 2 for node in self.nodes.values()))
         for node in self.nodes.values():
             node.forget()
 
@@ -302,7 +302,7 @@ class World:
 
     def settle(self) -> None:
         """All that is on its way arrives, and what comes of it."""
-        while True:
+        for _ in range(10_000):
             self._run_posted()
             for id, node in self.nodes.items():
                 if id not in self.halted:
@@ -312,6 +312,7 @@ class World:
             sender, to, item = self.on_its_way.popleft()
             if to not in self.halted and sender not in self.halted:
                 self._hand_in(self.nodes[to], item)
+        raise AssertionError("the nodes never come to an end of what they tell each other")
 
     @staticmethod
     def _hand_in(node: Node, item: Any) -> None:
@@ -350,7 +351,8 @@ class World:
             if listener not in self.halted:
                 pulse.check(self.now)
 
-    def _seconds_until(self, condition: Callable[[], Any]) -> None:
+    def pass_until(self, condition: Callable[[], Any]) -> None:
+        """In steps; for 50 s at most."""
         for _ in range(1000):
             if condition():
                 return
@@ -359,7 +361,7 @@ class World:
 
     def fall_asleep(self) -> World:
         """Until all rest who can."""
-        self._seconds_until(lambda: self.resting >= set(self.ids) - self.halted)
+        self.pass_until(lambda: self.resting >= set(self.ids) - self.halted)
         self.settle()
         for node in self.nodes.values():
             node.forget()
@@ -368,7 +370,7 @@ class World:
     def until_offered(self) -> Offered:
         """Until the leader offers to rest, of which nobody hears; what it offered to the first follower."""
         self.loses = (RestOffer,)
-        self._seconds_until(lambda: self.leader.rest.state is State.OFFERING)
+        self.pass_until(lambda: self.leader.rest.state is State.OFFERING)
         self.loses = ()
         return next(note for note in reversed(self.leader.notes()) if note.to == self.followers[0].id)
 

@@ -139,16 +139,18 @@ def all_mutations() -> dict[str, tuple[str, str, str]]:
 MUTATIONS = all_mutations()
 
 
-def campaigns(directory: Path, bounds: dict[str, int], *, members: bool = False) -> dict[str, tuple[int | None, str]]:
+def campaigns(
+    directory: Path, bounds: dict[str, int], *, members: bool = False, resting: bool = False
+) -> dict[str, tuple[int | None, str]]:
     """The first seed that found each mistake, and what it saw. Two processes side by side. members: of those seeds only
-    in which servers come and go."""
+    in which servers come and go; resting: with nodes that rest when idle."""
     first, step = (4, 5) if members else (1, 1)
     outcome: dict[str, tuple[int | None, str]] = {}
 
     def run(part: int) -> None:
         names = list(bounds)[part::2]
         jobs = directory / f"jobs{part}.json"
-        jobs.write_text(json.dumps([[*MUTATIONS[name], first, bounds[name], 3, step] for name in names]))
+        jobs.write_text(json.dumps([[*MUTATIONS[name], first, bounds[name], 3, step, resting] for name in names]))
         done = subprocess.run(
             [sys.executable, str(HERE / "broken_clusters.py"), str(jobs)], capture_output=True, text=True, check=False
         )
