@@ -221,6 +221,8 @@ class NodeLoop:
         self._new_writes: list[Call] = []
         self._new_session_writes: list[Call] = []
         self._new_reads: list[Call] = []
+        self._ticked = False  # by this batch of news
+        self._rest_offers: dict[str, RestOffer] = {}  # in it, the last one of each sender
         self._untaken: Iterator[Any] = iter(())  # of what was taken from the inbox last
         self._swept_at = clock()
         self._why_ended: Callable[[], BaseException] | None = None
@@ -299,6 +301,8 @@ class NodeLoop:
                 self._start_writes(self._new_session_writes, EntryKind.SESSION)
             if self._new_reads:
                 self._start_reads()
+            if self.rest is not None:
+                self._think_of_rest(self.rest)
             self.applied_is_urgent = self.reads.waiting or self.raft.handed_to_app < self.raft.commit_index
 
     def step(self, event: Event) -> None:
@@ -318,12 +322,20 @@ class NodeLoop:
         if self._clock() - self._swept_at > SWEEP_SECONDS:
             self._sweep()
         self._watch_app()
-        if self.rest is not None:
-            self.rest.tick()
+        self._ticked = True
 
     def _take_rest_offer(self, offer: RestOffer) -> None:
-        if self.rest is not None:
-            self.rest.offered(offer)
+        self._rest_offers[offer.sender] = offer
+
+    def _think_of_rest(self, rest: Resting) -> None:
+        """After all else of a batch: who rests begins nothing, and an offer that came together with its end is none."""
+        if self._rest_offers:
+            offers, self._rest_offers = self._rest_offers, {}
+            for offer in offers.values():
+                rest.offered(offer)
+        if self._ticked:
+            self._ticked = False
+            rest.tick()
 
     @property
     def has_callers(self) -> bool:

@@ -138,9 +138,11 @@ class Rest:
         raft = self._loop.raft
         asked = {}
         for peer, progress in raft.progress.items():
-            pulse = self._mail.pulse_of(peer) if peer in raft.connected else None
-            if pulse is None:
+            if peer not in raft.connected:
                 continue  # down: it wakes us when it is back
+            pulse = self._mail.pulse_of(peer)
+            if pulse is None:
+                return  # it lives, and would be left without heartbeats: nothing wakes us when its pulse is back
             if progress.match_index < raft.log.last_entry.index or progress.pace is not Pace.PIPELINE:
                 return
             if now - pulse.seen_at > PULSES_MIN * self._pulse_seconds or not self._bears_pulses(raft):

@@ -102,6 +102,18 @@ FOUND_AMONG_CHANGING_MEMBERS = {
 }
 """The same, of seeds 4, 9, 14 and so on, in which servers come and go."""
 
+FOUND_AMONG_RESTING = {
+    "a silent pulse wakes nobody": 40,
+    "an ending node is silent": 40,
+    "a node that wakes does not tick again": 40,
+    "what comes to a node that rests is dropped": 40,
+}
+"""The same as FOUND, of groups that rest when idle (tests/runtime/rest_mutations.py)."""
+
+FOUND_AMONG_RESTING_AND_CHANGING_MEMBERS = {
+    "rest without a quorum": 160,
+}
+
 FOUND_BY_MANY_SEEDS = {
     "a lower term is handled like our own": 400,
     "replies do not make a leader step down": 400,
@@ -132,23 +144,26 @@ def all_mutations() -> dict[str, tuple[str, str, str]]:
     """File below geraft/, old and new text, by name."""
     core = load(HERE.parent / "core" / "mutations.py").MUTATIONS
     around = load(HERE / "mutations.py").MUTATIONS
+    rests = load(HERE.parent / "runtime" / "rest_mutations.py").MUTATIONS
     mutations = {mutation.name: (f"core/{mutation.file}", mutation.old, mutation.new) for mutation in core}
-    return mutations | {mutation.name: (mutation.file, mutation.old, mutation.new) for mutation in around}
+    return mutations | {mutation.name: (mutation.file, mutation.old, mutation.new) for mutation in (*around, *rests)}
 
 
 MUTATIONS = all_mutations()
 
 
-def campaigns(directory: Path, bounds: dict[str, int], *, members: bool = False) -> dict[str, tuple[int | None, str]]:
+def campaigns(
+    directory: Path, bounds: dict[str, int], *, members: bool = False, resting: bool = False
+) -> dict[str, tuple[int | None, str]]:
     """The first seed that found each mistake, and what it saw. Two processes side by side. members: of those seeds only
-    in which servers come and go."""
+    in which servers come and go; resting: with nodes that rest when idle."""
     first, step = (4, 5) if members else (1, 1)
     outcome: dict[str, tuple[int | None, str]] = {}
 
     def run(part: int) -> None:
         names = list(bounds)[part::2]
         jobs = directory / f"jobs{part}.json"
-        jobs.write_text(json.dumps([[*MUTATIONS[name], first, bounds[name], 3, step] for name in names]))
+        jobs.write_text(json.dumps([[*MUTATIONS[name], first, bounds[name], 3, step, resting] for name in names]))
         done = subprocess.run(
             [sys.executable, str(HERE / "broken_clusters.py"), str(jobs)], capture_output=True, text=True, check=False
         )
@@ -165,12 +180,21 @@ def campaigns(directory: Path, bounds: dict[str, int], *, members: bool = False)
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: Any) -> dict[str, tuple[int | None, str]]:
     directory = tmp_path_factory.mktemp("broken")
-    return campaigns(directory, FOUND) | campaigns(directory, FOUND_AMONG_CHANGING_MEMBERS, members=True)
+    return (
+        campaigns(directory, FOUND)
+        | campaigns(directory, FOUND_AMONG_CHANGING_MEMBERS, members=True)
+        | campaigns(directory, FOUND_AMONG_RESTING, resting=True)
+        | campaigns(directory, FOUND_AMONG_RESTING_AND_CHANGING_MEMBERS, members=True, resting=True)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-@pytest.mark.parametrize("name", [*FOUND, *FOUND_AMONG_CHANGING_MEMBERS], ids=lambda name: name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    "name",
+    [*FOUND, *FOUND_AMONG_CHANGING_MEMBERS, *FOUND_AMONG_RESTING, *FOUND_AMONG_RESTING_AND_CHANGING_MEMBERS],
+    ids=lambda name: name.replace(" ", "-"),
+)
 def test_a_broken_rule_is_found(name: str, found: dict[str, tuple[int | None, str]]) -> None:
     seed, reason = found[name]
     assert seed is not None, f"not found within the seeds of the table. {reason}"

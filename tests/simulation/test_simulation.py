@@ -147,5 +147,8 @@ def test_groups_that_rest_keep_every_promise() -> None:
         counters.update(Simulation(seed, nodes=3 if seed % 3 else 5, resting=True).run().counters)
     assert counters["a node rests"] > 500
     assert counters["crash between two effects"] > 10
+    assert counters["node that ended in a process that lives"] > 2
+    assert counters["leader whose node ended while all rested"] > 2
+    assert counters["leader that stood still while all rested"] > 2
     still = Simulation(1, resting=True, faults=Faults(per_second=0.0), seconds=30.0).run()
     assert still.counters["a node rests"] > 20

@@ -23,7 +23,7 @@ from geraft.core.messages import (
     RequestVoteReply,
 )
 from geraft.core.raft import Raft, Settings
-from geraft.errors import ConfigError, NodeStopped, NoLeader, NotLeader, OutcomeUnknown, Unreachable
+from geraft.errors import ConfigError, NodeStopped, NoLeader, NotLeader, OutcomeUnknown, StorageFailed, Unreachable
 from geraft.runtime.hub import Call, CallKind, RemoteCall, fail, finish
 from geraft.runtime.wishes import Change
 from geraft.sessions import Limits
@@ -58,6 +58,8 @@ SPARE_SERVERS = 2
 """Beyond the first members, if members come and go."""
 REUNITE_SECONDS = 60.0
 """After the faults: how long until all of them are voters."""
+REST_SECONDS = 3.0
+"""After all else, where nodes rest: how long until all do, or the last trial is left out."""
 TRACE_LINES = 60
 """How much of the end of a failed run its error tells."""
 
@@ -284,6 +286,9 @@ class Simulation:
             self._cut_minority_off()
         elif self.faults.members:
             self._let_everyone_stand_for_election()
+            return
+        if self.pulses is not None and self.nodes > 2 and not self.faults.members:
+            self._lose_the_leader_at_rest(self.pulses)
 
     def end_faults_in(self, seconds: float) -> None:
         self._faults_end = min(self._faults_end, self.now + seconds)
@@ -419,6 +424,29 @@ class Simulation:
         self.referee.calm_for = frozenset()
         terms = [server.term for server in self.servers.values()]
         require(set(terms) == {term}, f"a minority that was cut off moved the term from {term} to {terms}")
+
+    def _lose_the_leader_at_rest(self, pulses: Pulses) -> None:
+        """If all come to rest: the leader ends and its process beats on, or that stands still. Another must lead."""
+        end = self.now + REST_SECONDS
+        servers = self.servers.values()
+        while self.now < end and not all(server.resting for server in servers):
+            self.agenda.run_until(self.now + 0.25)
+        if not all(server.resting for server in servers):
+            return
+        (leader,) = [server for server in servers if server.raft is not None and server.raft.role is Role.LEADER]
+        others = [server for server in servers if server is not leader]
+        if pulses.chance.random() < 0.5:
+            self.count("leader whose node ended while all rested")
+            leader.fail(StorageFailed("its disk fails while all rest"))
+        else:
+            self.count("leader that stood still while all rested")
+            leader.pause(2 * HEAL_SECONDS)
+
+        def who_lacks() -> str:
+            leads = any(server.raft is not None and server.raft.role is Role.LEADER for server in others)
+            return "" if leads else f"nobody leads after {leader.id} was lost while all rested"
+
+        self._wait_until(who_lacks, HEAL_SECONDS)
 
     def _let_everyone_stand_for_election(self) -> None:
         """All are voters again, whatever they were before: who hears nobody campaigns, and together they elect one."""

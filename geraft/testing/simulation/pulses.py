@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from geraft.core.entries import EntryId
 from geraft.core.events import PeerConnected, PeerDisconnected
-from geraft.transport.pulse import Pulse, RestAnswer, RestOffer
+from geraft.transport.pulse import Pulse, RestAnswer, RestNote, RestOffer
 
 if TYPE_CHECKING:
     from geraft.testing.simulation.cluster import Simulation
@@ -25,25 +25,42 @@ NOTICE_SECONDS = 2.0
 
 
 class _End:
-    """Of a stream, at one of its servers, in one life of that."""
+    """Of a stream, at one of its servers, in one life of its process. That may outlive the node: it holds others."""
 
     def __init__(self, server: SimulatedServer, other: str, ended: Callable[[], None]) -> None:
         self.server = server
         self.other = other
-        self.life = server.life
+        self.process = server.process
         self.pulse = Pulse(lambda run: server.at_once(run), server.clock)
         self._ended = ended
         self.gone = False
 
     @property
+    def there(self) -> bool:
+        """Whether its process still runs."""
+        return self.server.process_runs and self.server.process == self.process
+
+    @property
     def lives(self) -> bool:
-        return not self.gone and self.server.raft is not None and self.server.life == self.life
+        return not self.gone and self.there
+
+    def put(self, item: RestNote) -> None:
+        """Into the inbox of the node, if there is one."""
+        if self.server.raft is not None:
+            self.server.put(item)
+
+    def beaten(self) -> None:
+        """The other process lives. Whoever rests hears its node by that, as long as there is one."""
+        self.pulse.seen()
+        world = self.server.world
+        if world.servers[self.other].raft is not None:
+            self.server.heard[self.other] = world.now
 
     def go(self) -> None:
         """It knows that the stream is broken."""
         if not self.gone:
             self.gone = True
-            if self.server.raft is not None and self.server.life == self.life:
+            if self.there:
                 self.pulse.end()
                 self._ended()
 
@@ -72,9 +89,13 @@ class Stream:
         self._world.at(at - self._world.now, self._arrive, receiver, action)
 
     def _arrive(self, receiver: _End, action: Callable[[_End], None]) -> None:
-        if receiver.server.raft is None or receiver.server.life != receiver.life:
+        if not receiver.there:
             self.break_off()
-        elif not receiver.gone:
+        elif receiver.gone:
+            pass
+        elif receiver.server.raft is None:
+            action(receiver)
+        else:
             receiver.server.at_once(action, receiver)
 
     def break_off(self) -> None:
@@ -89,15 +110,15 @@ class Pulses:
 
     def __init__(self, world: Simulation) -> None:
         self.world = world
-        self._chance = random.Random(f"pulses {world.seed}")  # of its own: other worlds stay as they are
-        self.idle_seconds = self._chance.choice((0.1, 0.3, 1.0))
+        self.chance = random.Random(f"pulses {world.seed}")  # of its own: other worlds stay as they are
+        self.idle_seconds = self.chance.choice((0.1, 0.3, 1.0))
         self._streams: dict[tuple[str, str], Stream] = {}
 
     def begin(self) -> None:
         for dialler in self.world.servers:
             for listener in self.world.servers:
                 if dialler != listener:
-                    self.world.at(self._chance.random() * BEAT_SECONDS, self._beat, dialler, listener)
+                    self.world.at(self.chance.random() * BEAT_SECONDS, self._beat, dialler, listener)
 
     def stream(self, dialler: str, listener: str) -> Stream | None:
         """As the dialler knows it."""
@@ -109,7 +130,7 @@ class Pulses:
         world = self.world
         world.at(BEAT_SECONDS, self._beat, dialler, listener)
         server, other = world.servers[dialler], world.servers[listener]
-        if server.raft is None or server.paused_until > world.now:
+        if not server.process_runs or server.paused_until > world.now:
             return
         now = server.clock()
         for (_, to), stream in self._streams.items():
@@ -119,30 +140,30 @@ class Pulses:
         if known is not None:
             known.near.pulse.check(now)
             known.send(there=True, action=lambda end: self._beaten(known, end))
-        elif other.raft is not None and world.havoc.reaches(dialler, listener) and self._chance.random() < 0.5:
+        elif other.process_runs and world.havoc.reaches(dialler, listener) and self.chance.random() < 0.5:
             old = self._streams.get((dialler, listener))
             if old is not None:
                 old.break_off()
-            self._streams[dialler, listener] = Stream(world, self._chance, server, other)
+            self._streams[dialler, listener] = Stream(world, self.chance, server, other)
             server.at_once(server.put, PeerConnected(peer=listener))
 
     @staticmethod
     def _beaten(stream: Stream, end: _End) -> None:
-        end.pulse.seen()
-        end.server.heard[end.other] = end.server.world.now
+        end.beaten()
+        stream.send(there=False, action=_End.beaten)
 
-        def answered(near: _End) -> None:
-            near.pulse.seen()
-            near.server.heard[near.other] = near.server.world.now
-
-        stream.send(there=False, action=answered)
+    def attach(self, server: SimulatedServer) -> None:
+        """A new node in a process that outlived the last one finds streams that are up."""
+        for dialler, listener in self._streams:
+            if dialler == server.id and self.stream(dialler, listener) is not None:
+                server.at_once(server.put, PeerConnected(peer=listener))
 
     def offer(self, leader: SimulatedServer, peer: str, term: int, last_entry: EntryId, number: int) -> None:
         stream = self.stream(leader.id, peer)
         if stream is not None:
             stream.send(
                 there=True,
-                action=lambda end: end.server.put(
+                action=lambda end: end.put(
                     RestOffer(sender=leader.id, term=term, last_entry=last_entry, number=number, pulse=end.pulse)
                 ),
             )
@@ -151,4 +172,4 @@ class Pulses:
         stream = self._streams.get((leader, follower.id))
         if stream is not None and stream.far.lives:
             note = RestAnswer(sender=follower.id, number=number, resting=resting)
-            stream.send(there=False, action=lambda end: end.server.put(note))
+            stream.send(there=False, action=lambda end: end.put(note))

@@ -277,6 +277,8 @@ class SimulatedServer:
         self.clock_zero = 1000.0 * int(id)  # nobody may compare times of two servers
         self.raft: Watched | None = None
         self.life = 0
+        self.process = 0  # how often its process was started: that outlives a node which fails, where nodes rest
+        self.process_runs = False
         self.paused_until = 0.0
         self.effects_to_crash: int | None = None
         self.app_errors_due = 0
@@ -306,6 +308,10 @@ class SimulatedServer:
         state = self.disk.open()
         self.disk.broken = False
         self.life += 1
+        in_old_process = self.process_runs
+        if not in_old_process:
+            self.process += 1
+            self.process_runs = True
         self.effects_to_crash = None
         self.paused_until = 0.0
         chance = random.Random(world.rng.random())
@@ -404,6 +410,8 @@ class SimulatedServer:
                 resume=self._end_rest,
                 clock=self.clock,
             )
+            if in_old_process:
+                world.pulses.attach(self)
         self._knock_in(0.0)
 
     def _befall_store(self, state: StoredState) -> None:
@@ -493,6 +501,7 @@ class SimulatedServer:
         if self.loop.fetch is not None:
             self.world.count("crash while a snapshot came")
         self._end()
+        self.process_runs = False
         self.transfers.clear()
         self.snapshots_asked.clear()
         self.on_their_way = {}
@@ -517,6 +526,9 @@ class SimulatedServer:
         if self._rest is not None:
             self.effects_to_crash = None
             self._rest.end()
+            self.world.count("node that ended in a process that lives")
+        else:
+            self.process_runs = False
         self._end()
         loop.fail_everything(OutcomeUnknown(f"{self.id} stopped"), lambda: NodeStopped(f"{self.id} stopped"), untaken)
         on_their_way, self.on_their_way = list(self.on_their_way.values()), {}
@@ -629,6 +641,10 @@ class SimulatedServer:
         self.calls.pop(number, None)
 
     # Resting (rest.RestMail) ------------------------------------------------------------------------------------------
+
+    @property
+    def resting(self) -> bool:
+        return self.raft is not None and self._rest is not None and self._rest.resting
 
     def _begin_rest(self) -> None:
         self.world.count("a node rests")
