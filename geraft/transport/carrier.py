@@ -16,17 +16,18 @@ import gevent
 import grpc
 
 from geraft.config import Config
+from geraft.core.messages import PeerMessage, RequestVote
 from geraft.errors import GeraftError, NodeStopped, Rejected, UnknownGroup
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, HubThread, monotonic, native_lock
 from geraft.transport import codec, failures
 from geraft.transport.calls import CallStream, Returned
 from geraft.transport.codec import BadMessage
-from geraft.transport.groups import group_of, unknown_group
+from geraft.transport.groups import GROUP_CHARACTERS_MAX, group_of, unknown_group
 from geraft.transport.grpc_mode import LazyChannel, Outbox, mode_for
 from geraft.transport.health import Health
 from geraft.transport.peer import Lane, PeerLink, PeerStream, channel_options
-from geraft.transport.pulse import Pulse
+from geraft.transport.pulse import Pulse, RestOffer
 from geraft.transport.server import SERVICE, CallStreams, RaftHandlers, say_up
 from geraft.transport.services import Services
 
@@ -153,14 +154,7 @@ class ProcessLink:
         self._lanes: dict[int, Lane] = {
             int(kind): _Lane(self._big if kind in BIG_KINDS else self._small, kind) for kind in pb.ItemKind.values()
         }
-        self._take: Mapping[int, Callable[[bytes], None]] = {
-            pb.ITEM_KIND_APPEND_ENTRY_REP: self._taker(pb.AppendEntryRep, PeerLink.take_append_reply),
-            pb.ITEM_KIND_HEARTBEAT_REP: self._taker(pb.HeartbeatRep, PeerLink.take_heartbeat_reply),
-            pb.ITEM_KIND_REQUEST_VOTE_REP: self._taker(pb.RequestVoteRep, PeerLink.take_vote),
-            pb.ITEM_KIND_REST_REP: self._taker(pb.RestRep, PeerLink.take_rest_answer),
-            pb.ITEM_KIND_PULSE_REP: self._take_pulse,
-            pb.ITEM_KIND_NOT_HEARD: self._take_not_heard,
-        }
+        self._take = self.takers()
 
     @property
     def in_use(self) -> bool:
@@ -234,12 +228,27 @@ class ProcessLink:
                 raise BadMessage(f"an item of kind {item.kind} is no reply")
             take(item.message)
 
+    def takers(self) -> Mapping[int, Callable[[bytes], None]]:
+        """What takes the items of each kind that may come back."""
+        return {
+            pb.ITEM_KIND_APPEND_ENTRY_REP: self._taker(pb.AppendEntryRep, PeerLink.take_append_reply),
+            pb.ITEM_KIND_HEARTBEAT_REP: self._taker(pb.HeartbeatRep, PeerLink.take_heartbeat_reply),
+            pb.ITEM_KIND_REQUEST_VOTE_REP: self._taker(pb.RequestVoteRep, PeerLink.take_vote),
+            pb.ITEM_KIND_REST_REP: self._taker(pb.RestRep, PeerLink.take_rest_answer),
+            pb.ITEM_KIND_PULSE_REP: self._take_pulse,
+            pb.ITEM_KIND_NOT_HEARD: self._take_not_heard,
+        }
+
     def _taker(self, kind: Any, take: Callable[[PeerLink, Any], None]) -> Callable[[bytes], None]:
         def taker(encoded: bytes) -> None:
             record = codec.parse(kind.FromString, encoded)
             link = self._links.get((record.header.group, record.header.sender))
-            if link is not None:
+            if link is None:
+                return
+            try:
                 take(link, record)
+            except BadMessage as error:  # of this group: the others go on
+                link.not_heard(f"node {link.peer} answered what is no reply: {error}")
 
         return taker
 
@@ -259,30 +268,31 @@ class ProcessLink:
 class _Replies:
     """Where replies of one kind go on a stream that came from another process."""
 
-    def __init__(self, outbox: Outbox, kind: int) -> None:
-        self._outbox = outbox
+    def __init__(self, arrivals: _Arrivals, kind: int) -> None:
+        self._arrivals = arrivals
         self._kind = kind
 
     def put(self, encoded: bytes) -> None:
-        self._outbox.put((self._kind, encoded), len(encoded))
+        self._arrivals.answer(self._kind, encoded)
 
     def close(self) -> None:
         pass  # others use the stream
 
 
 class _Arrivals:
-    """The receiving end of a stream of another process."""
+    """The receiving end of a stream of another process. cancel: ends the stream, whatever it waits for."""
 
-    def __init__(self, carrier: Carrier, outbox: Outbox) -> None:
+    def __init__(self, carrier: Carrier, outbox: Outbox, cancel: Callable[[], object]) -> None:
         self._carrier = carrier
         self._outbox = outbox
+        self._cancel = cancel
         self.pulse = Pulse(carrier.hub.post)
         self.error: tuple[grpc.StatusCode, GeraftError] | None = None
         """Why the stream is ended by us."""
-        self._appends = _Replies(outbox, pb.ITEM_KIND_APPEND_ENTRY_REP)
-        self._heartbeats = _Replies(outbox, pb.ITEM_KIND_HEARTBEAT_REP)
-        self._votes = _Replies(outbox, pb.ITEM_KIND_REQUEST_VOTE_REP)
-        self._rests = _Replies(outbox, pb.ITEM_KIND_REST_REP)
+        self._appends = _Replies(self, pb.ITEM_KIND_APPEND_ENTRY_REP)
+        self._heartbeats = _Replies(self, pb.ITEM_KIND_HEARTBEAT_REP)
+        self._votes = _Replies(self, pb.ITEM_KIND_REQUEST_VOTE_REP)
+        self._rests = _Replies(self, pb.ITEM_KIND_REST_REP)
 
     def read(self, requests: Iterator[bytes]) -> None:
         """Hand in every item of the stream, until it ends."""
@@ -290,6 +300,8 @@ class _Arrivals:
             for encoded in requests:
                 for item in codec.parse(pb.Parcel.FromString, encoded).items:
                     self._take(item.kind, item.message)
+                if self._outbox.closed:
+                    break
         except BadMessage as error:
             self.error = grpc.StatusCode.INVALID_ARGUMENT, Rejected(str(error))
         except grpc.RpcError:
@@ -302,40 +314,59 @@ class _Arrivals:
             self._carrier.ended(self, (self._appends, self._heartbeats, self._votes, self._rests))
             self._outbox.close()
 
+    def answer(self, kind: int, encoded: bytes) -> None:
+        """Send it back. Any thread; never blocks. Who sends and does not read what comes back is cut off."""
+        outbox = self._outbox
+        if outbox.waiting_count < ITEMS_WAITING_MAX:
+            outbox.put((kind, encoded), len(encoded))
+        elif not outbox.closed:
+            log.warning("a process that does not read its replies is cut off: %d wait", outbox.waiting_count)
+            outbox.close()
+            self._cancel()
+
     def _take(self, kind: int, encoded: bytes) -> None:
-        record: Any
         match kind:
             case pb.ITEM_KIND_PULSE_REQ:
                 self.pulse.seen()
-                self._outbox.put((pb.ITEM_KIND_PULSE_REP, b""))
+                self.answer(pb.ITEM_KIND_PULSE_REP, b"")
             case pb.ITEM_KIND_APPEND_ENTRY_REQ:
-                record = codec.parse(pb.AppendEntryReq.FromString, encoded)
-                self._hand_in(record.header, codec.append_entries(record), self._appends)
+                self._hand_in(codec.parse(pb.AppendEntryReq.FromString, encoded), codec.append_entries, self._appends)
             case pb.ITEM_KIND_HEARTBEAT_REQ:
-                record = codec.parse(pb.HeartbeatReq.FromString, encoded)
-                self._hand_in(record.header, codec.heartbeat(record), self._heartbeats)
+                self._hand_in(codec.parse(pb.HeartbeatReq.FromString, encoded), codec.heartbeat, self._heartbeats)
             case pb.ITEM_KIND_REQUEST_VOTE_REQ:
-                record = codec.parse(pb.RequestVoteReq.FromString, encoded)
-                self._hand_in(record.header, codec.request_vote(record, 0), self._votes)
+                self._hand_in(codec.parse(pb.RequestVoteReq.FromString, encoded), _vote_request, self._votes)
             case pb.ITEM_KIND_REST_REQ:
-                record = codec.parse(pb.RestReq.FromString, encoded)
-                self._hand_in(record.header, codec.rest_offer(record, self.pulse), self._rests)
+                self._hand_in(codec.parse(pb.RestReq.FromString, encoded), self._rest_offer, self._rests)
             case _:
                 raise BadMessage(f"an item of kind {kind} is no request")
 
-    def _hand_in(self, header: pb.Header, message: Any, replies: _Replies) -> None:
-        refused = pb.NotHeard(group=header.group, receiver=header.receiver)
+    def _rest_offer(self, record: pb.RestReq) -> RestOffer:
+        return codec.rest_offer(record, self.pulse)
+
+    def _hand_in(self, record: Any, decode: Callable[[Any], PeerMessage | RestOffer], replies: _Replies) -> None:
+        """What is wrong with a message of one group is told, and ends nothing for the others."""
+        header: pb.Header = record.header
         handlers = self._carrier.groups.get(header.group)
         if handlers is None:
-            refused.unknown_group = True
-            refused.sentence = f"no node of the group {header.group!r} runs at {self._carrier.address} (yet)"
+            named = header.group[:GROUP_CHARACTERS_MAX]
+            sentence = f"no node of the group {named!r} runs at {self._carrier.address} (yet)"
         else:
             try:
-                refused.sentence = handlers.take(header, message, replies)
-            except GeraftError as error:
-                refused.sentence = str(error)
-        if refused.sentence:
-            self._outbox.put((pb.ITEM_KIND_NOT_HEARD, refused.SerializeToString()))
+                sentence = handlers.take(header, decode(record), replies)
+            except (BadMessage, GeraftError) as error:
+                sentence = str(error)
+        if sentence:
+            refused = pb.NotHeard(
+                group=header.group[:GROUP_CHARACTERS_MAX],
+                receiver=header.receiver[: codec.NAME_CHARACTERS_MAX],
+                sentence=sentence,
+                unknown_group=handlers is None,
+            )
+            self.answer(pb.ITEM_KIND_NOT_HEARD, refused.SerializeToString())
+
+
+def _vote_request(record: pb.RequestVoteReq) -> RequestVote:
+    return codec.request_vote(record, 0)
 
 
 class Entrance:
@@ -428,7 +459,7 @@ class Carrier(grpc.GenericRpcHandler):
     def _carry(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """One thread or greenlet, the handler's, sends what is in the outbox; a second one reads the requests."""
         outbox = self._mode.outbox()
-        arrivals = _Arrivals(self, outbox)
+        arrivals = _Arrivals(self, outbox, context.cancel)
         with self._lock:
             closed = self._closed
             if not closed:

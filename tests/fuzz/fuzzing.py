@@ -19,10 +19,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
+import grpc
 from google.protobuf.message import DecodeError
 
 import geraft
@@ -46,8 +48,11 @@ from geraft.storage import SqliteStorage
 from geraft.storage.base import Identity, RaftStorage
 from geraft.storage.file import FileStorage
 from geraft.testing import scenarios
-from geraft.transport import codec
+from geraft.transport import carrier, codec
+from geraft.transport.carrier import ProcessLink
 from geraft.transport.failures import error_from_failure, failure_from_error
+from geraft.transport.grpc_mode import NativeOutbox
+from geraft.transport.pulse import Pulse
 
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "corpus"
@@ -130,6 +135,91 @@ def wire_examples() -> list[bytes]:
         TimeoutNow(**who),
     ]
     return [bytes([number]) + codec.encode(message, "cluster", "n2") for number, message in enumerate(messages)]
+
+
+class Listener:
+    """A process with one group, as far as a stream from another one needs it: carrier.Carrier."""
+
+    def __init__(self) -> None:
+        self.hub = SimpleNamespace(post=lambda run: run())
+        self.address = "127.0.0.1:7001"
+        self.groups = {"a": SimpleNamespace(take=lambda header, message, replies: "")}
+
+    def ended(self, arrivals: object, replies: object) -> None:
+        pass
+
+
+def take_requests(data: bytes) -> None:
+    """Of another process: what is no message of its group ends nothing, and what can be of no group ends the stream."""
+    outbox = NativeOutbox()
+    arrivals: Any = carrier._Arrivals(Listener(), outbox, lambda: None)  # type: ignore[arg-type]
+    arrivals.read(iter([data]))
+    for kind, answer in outbox:
+        if kind == pb.ITEM_KIND_NOT_HEARD:
+            assert pb.NotHeard.FromString(answer).sentence
+    if arrivals.error is not None:
+        status, error = arrivals.error
+        assert status is grpc.StatusCode.INVALID_ARGUMENT, error
+        raise codec.BadMessage(str(error))
+
+
+def take_replies(data: bytes) -> None:
+    """Of a process that was dialled."""
+    told = SimpleNamespace(
+        peer="n1",
+        _is_heard=lambda header: True,
+        _services=SimpleNamespace(deliver=lambda message: None, deliver_note=lambda note: None),
+        not_heard=lambda sentence, passing=False: None,
+    )
+    dialler: Any = SimpleNamespace(_links={("a", "n1"): told}, pulse=Pulse(lambda run: run()))
+    dialler._taker = partial(ProcessLink._taker, dialler)
+    dialler._take_pulse = partial(ProcessLink._take_pulse, dialler)
+    dialler._take_not_heard = partial(ProcessLink._take_not_heard, dialler)
+    dialler._take = ProcessLink.takers(dialler)
+    ProcessLink.take(dialler, data)
+
+
+def _parcel(*items: tuple[int, bytes]) -> bytes:
+    record = pb.Parcel()
+    for kind, message in items:
+        record.items.add(kind=kind, message=message)  # type: ignore[arg-type]
+    return record.SerializeToString()
+
+
+def request_parcels() -> list[bytes]:
+    who = {"sender": "n1", "sender_store": "store1", "term": 3}
+    header = pb.Header(cluster_id="cluster", sender="n1", receiver="n2", sender_store="store1", term=3, group="a")
+    rest = pb.RestReq(header=header, last_entry=pb.EntryId(term=2, index=5), number=3)
+    items = [
+        (pb.ITEM_KIND_APPEND_ENTRY_REQ, AppendEntries(**who, prev=EntryId(0, 0), batches=BATCHES, commit_index=4)),
+        (pb.ITEM_KIND_HEARTBEAT_REQ, Heartbeat(**who, commit_index=4, round=7)),
+        (pb.ITEM_KIND_REQUEST_VOTE_REQ, RequestVote(**who, last_entry=EntryId(2, 5), pre_vote=True)),
+    ]
+    encoded = [(kind, codec.encode(message, "cluster", "n2", "a")) for kind, message in items]
+    encoded += [(pb.ITEM_KIND_PULSE_REQ, b""), (pb.ITEM_KIND_REST_REQ, rest.SerializeToString())]
+    return [_parcel(*encoded), *(_parcel(item) for item in encoded)]
+
+
+def reply_parcels() -> list[bytes]:
+    who = {"sender": "n1", "sender_store": "store1", "term": 3}
+    header = pb.Header(cluster_id="cluster", sender="n1", receiver="n2", sender_store="store1", term=3, group="a")
+    rest = pb.RestRep(header=header, number=3, resting=True)
+    refused = pb.NotHeard(group="a", receiver="n1", sentence="no", unknown_group=True)
+    items = [
+        (
+            pb.ITEM_KIND_APPEND_ENTRY_REP,
+            AppendEntriesReply(**who, match_index=0, rejected=EntryId(2, 5), hint=EntryId(1, 1)),
+        ),
+        (pb.ITEM_KIND_HEARTBEAT_REP, HeartbeatReply(**who, round=7)),
+        (pb.ITEM_KIND_REQUEST_VOTE_REP, RequestVoteReply(**who, granted=True)),
+    ]
+    encoded = [(kind, codec.encode(message, "cluster", "n2", "a")) for kind, message in items]
+    encoded += [
+        (pb.ITEM_KIND_PULSE_REP, b""),
+        (pb.ITEM_KIND_REST_REP, rest.SerializeToString()),
+        (pb.ITEM_KIND_NOT_HEARD, refused.SerializeToString()),
+    ]
+    return [_parcel(*encoded), *(_parcel(item) for item in encoded)]
 
 
 def decode_failure(data: bytes) -> None:
@@ -251,6 +341,8 @@ TARGETS = {
     for target in (
         Target("log_record", decode_log_record, (BadRecord,), batch_examples),
         Target("wire_message", decode_wire_message, (codec.BadMessage,), wire_examples),
+        Target("request_parcel", take_requests, (codec.BadMessage,), request_parcels),
+        Target("reply_parcel", take_replies, (codec.BadMessage,), reply_parcels),
         Target("failure", decode_failure, (DecodeError,), failure_examples),
         Target("kv_command", write_key_value, (), command_examples),
         Target("kv_query", read_key_value, (ValueError,), lambda: [get("a"), list_pairs("a", 3)]),

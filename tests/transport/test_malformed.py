@@ -8,11 +8,10 @@ from typing import Any
 import grpc
 import pytest
 from transport_harness import CLUSTER, Peer
+from wire_messages import Messages
 
-from geraft.core.entries import INDEX_MAX, EntryBatch, EntryKind
 from geraft.pb import geraft_pb2 as pb
 from geraft.pb.geraft_pb2_grpc import RaftStub
-from geraft.records import encode_batch
 from geraft.transport.failures import FAILURE_KEY
 
 PATH = "/geraft.Raft/"
@@ -31,73 +30,13 @@ def channel(node: Peer) -> Iterator[grpc.Channel]:
         yield channel
         # The node lives, heard nothing of what was wrong, and still hears what is right.
         assert node.delivered == []
-        reply = RaftStub(channel).RequestVote(vote(), timeout=10)
+        reply = RaftStub(channel).RequestVote(MESSAGES.vote_record(), timeout=10)
         assert reply.granted and reply.header.receiver == "n2"
 
 
-def header(**changes: Any) -> pb.Header:
-    fields = {"cluster_id": CLUSTER, "sender": "n2", "receiver": "n1", "sender_store": "store-n2", "term": 3}
-    return pb.Header(**{**fields, **changes})
-
-
-def vote() -> pb.RequestVoteReq:
-    return pb.RequestVoteReq(header=header(), last_entry=pb.EntryId(term=1, index=1))
-
-
-def entries(first_index: int = 1, term: int = 1) -> bytes:
-    return encode_batch(EntryBatch(term=term, first_index=first_index, kind=EntryKind.COMMAND, commands=(b"x",)))
-
-
-def append(**changes: Any) -> bytes:
-    fields: dict[str, Any] = {"header": header(), "batches": [entries()]}
-    return pb.AppendEntryReq(**{**fields, **changes}).SerializeToString()
-
-
-def heartbeat(**changes: Any) -> bytes:
-    return pb.HeartbeatReq(**{"header": header(), "round": 1, **changes}).SerializeToString()
-
-
-UNKNOWN_KIND = pb.EntryBatch(term=1, first_index=1, kind=9, commands=[b"x"]).SerializeToString()  # type: ignore[arg-type]
-
-BAD_APPENDS = {
-    "no protobuf": b"\xff\xff\xff",
-    "no header": append(header=None),
-    "no cluster": append(header=header(cluster_id="")),
-    "no sender": append(header=header(sender="")),
-    "no receiver": append(header=header(receiver="")),
-    "no store": append(header=header(sender_store="")),
-    "a name without end": append(header=header(sender="n" * 2000)),
-    "term 2^64-1": append(header=header(term=2**64 - 1)),
-    "term 0": append(header=header(term=0)),
-    "commit 2^64-1": append(commit_index=2**64 - 1),
-    "prev beyond the last index": append(prev=pb.EntryId(term=1, index=INDEX_MAX + 1)),
-    "prev of a later term": append(prev=pb.EntryId(term=4, index=1), batches=[]),
-    "prev of term 0": append(prev=pb.EntryId(term=0, index=5), batches=[]),
-    "a batch that is none": append(batches=[b"\xff"]),
-    "an empty batch": append(batches=[b""]),
-    "an unknown kind of entry": append(batches=[UNKNOWN_KIND]),
-    "a gap": append(batches=[entries(1), entries(3)]),
-    "an overlap": append(batches=[entries(1), entries(1)]),
-    "a gap after prev": append(prev=pb.EntryId(term=1, index=5)),
-    "terms going back": append(batches=[entries(1, term=2), entries(2, term=1)]),
-    "a batch of a later term": append(batches=[entries(1, term=4)]),
-}
-BAD_HEARTBEATS = {
-    "no protobuf": b"\x0a\xff",
-    "no header": heartbeat(header=None),
-    "term 2^64-1": heartbeat(header=header(term=2**64 - 1)),
-    "round 2^64-1": heartbeat(round=2**64 - 1),
-    "commit 2^64-1": heartbeat(commit_index=2**64 - 1),
-}
-BAD_VOTES = {
-    "no protobuf": b"\xff",
-    "no header": pb.RequestVoteReq(last_entry=pb.EntryId(term=1, index=1)).SerializeToString(),
-    "term 2^64-1": pb.RequestVoteReq(header=header(term=2**64 - 1)).SerializeToString(),
-    "term 0": pb.RequestVoteReq(header=header(term=0)).SerializeToString(),
-    "an entry of a later term": pb.RequestVoteReq(
-        header=header(), last_entry=pb.EntryId(term=9, index=1)
-    ).SerializeToString(),
-}
+MESSAGES = Messages(CLUSTER)
+header, append, heartbeat = MESSAGES.header, MESSAGES.append, MESSAGES.heartbeat
+BAD_APPENDS, BAD_HEARTBEATS, BAD_VOTES = MESSAGES.bad_appends(), MESSAGES.bad_heartbeats(), MESSAGES.bad_votes()
 
 
 def refused(error: Any, status: grpc.StatusCode, kind: str = "Rejected") -> str:

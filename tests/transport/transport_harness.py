@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import gevent
+
 from geraft.config import Config
 from geraft.core.entries import EntryBatch, EntryId, EntryKind
 from geraft.core.membership import Configuration, Member, Refusal
@@ -23,7 +25,10 @@ from geraft.errors import GeraftError
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, CallKind, HubThread, acquire_hub, fail, finish, release_hub
 from geraft.runtime.wishes import Transfer, Wish
+from geraft.transport.carrier import Carrier
+from geraft.transport.grpc_mode import mode_for
 from geraft.transport.pulse import RestNote
+from geraft.transport.server import RaftServer
 from geraft.transport.transport import Transport
 
 CONFIG = Config()
@@ -42,12 +47,15 @@ class Peer:
         cluster_id: str = CLUSTER,
         config: Config = CONFIG,
         hub: HubThread | None = None,
+        group: str = "",
+        carrier: Carrier | None = None,
         start: bool = True,
     ) -> None:
+        """group, carrier: of one among many in a process."""
         self.cluster_id = cluster_id
         self.node_id = node_id
         self.store_id = f"store-{node_id}"
-        self.group = ""
+        self.group = group
         self.notes: list[RestNote] = []
         self.refusals: dict[str, Refusal] = {}
         self.answer_calls = True
@@ -65,7 +73,7 @@ class Peer:
         self.on_delivered: Callable[[PeerMessage], None] | None = None
         self._own_hub = hub is None
         self.hub = hub or acquire_hub()
-        self.transport = Transport(self, listen, config, self.hub)
+        self.transport = Transport(self, listen, config, self.hub, carrier=carrier)
         if start:
             self.transport.start()
 
@@ -167,6 +175,34 @@ class Peer:
 
     def has_event(self, *start: str) -> bool:
         return any(event[: len(start)] == start for event in self.events)
+
+
+class Process:
+    """One that holds a node of each of these groups, behind one port; the cluster of group a is c-a."""
+
+    def __init__(self, *groups: str, node_id: str = "n1") -> None:
+        self.hub = acquire_hub()
+        mode = mode_for(self.hub)
+        self.carrier = Carrier(self.hub, CONFIG)
+        self._server = RaftServer([self.carrier], mode, "127.0.0.1:0", CONFIG.message_bytes_max)
+        self._server.start()
+        self.address = self.carrier.address = self._server.address
+        self.peers = {
+            group: Peer(node_id, cluster_id=f"c-{group}", hub=self.hub, group=group, carrier=self.carrier)
+            for group in groups
+        }
+        self._beats = self.hub.call(gevent.spawn, self.carrier.run, timeout_seconds=10.0)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.hub.call(self._beats.kill, timeout_seconds=10.0)
+        for peer in self.peers.values():
+            peer.stop()
+        mode_for(self.hub).call(self.carrier.close, timeout_seconds=10.0)
+        self._server.stop()
+        release_hub(self.hub)
 
 
 def batch(first_index: int = 1, count: int = 1, size: int = 100, term: int = 1) -> EntryBatch:
