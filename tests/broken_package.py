@@ -14,6 +14,7 @@ import importlib.util
 import io
 import json
 import os
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ import grpc  # noqa: F401
 import tenacity  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
+MEMORY_BYTES_MAX = 4 << 30
 
 
 class BrokenModule(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -72,6 +74,8 @@ def in_a_fork(run: Callable[..., Any], *args: Any) -> Any:
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
+        # Something that is broken may want all the memory there is.
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
         try:
             result = run(*args)
         except BaseException as error:
