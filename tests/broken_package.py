@@ -15,6 +15,7 @@ import io
 import json
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,20 @@ def failed_tests(file: str, old: str, new: str, tests: list[str]) -> list[str]:
         code = pytest.main([*options, *tests], plugins=[failed])
     assert code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), said.getvalue()
     return sorted(failed.names)
+
+
+def noticed_by(jobs: list[tuple[str, str, str, list[str]]], directory: Path) -> list[set[str] | str]:
+    """For each (file below geraft/, old text, new text, test ids): the tests that failed, or what went wrong else.
+
+    All in one process of its own, which has only imported what they need and forks. directory: for what it is told.
+    """
+    file = directory / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    done = subprocess.run([sys.executable, __file__, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == len(jobs)
+    return [result if isinstance(result, str) else set(result) for result in results]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Ways to break the core, each with the tests that must notice: the proof that they can fail.
 
-test_mutations.py makes each change in a copy of the package and runs the named tests there. `old` must occur exactly
-once in its file, so a change of the core that moves it asks for a look here.
+test_mutations.py makes each change in a fork and runs the named tests there. `old` must occur exactly once in its file,
+so a change of the core that moves it asks for a look here.
 """
 
 from __future__ import annotations

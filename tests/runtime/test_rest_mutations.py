@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from broken_package import noticed_by
 from rest_mutations import MUTATIONS, Mutation
 
 HERE = Path(__file__).resolve().parent
@@ -34,21 +32,12 @@ def test_every_test_of_a_rest_is_proved_by_a_mutation() -> None:
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str] | str]:
     """By mutation: the tests that failed, or what went wrong else."""
-    jobs = tmp_path_factory.mktemp("rest") / "jobs.json"
-    named = [
-        [mutation.file, mutation.old, mutation.new, [f"{TESTS}::{name}" for name in mutation.tests]]
+    jobs = [
+        (mutation.file, mutation.old, mutation.new, [f"{TESTS}::{name}" for name in mutation.tests])
         for mutation in MUTATIONS
     ]
-    jobs.write_text(json.dumps(named))
-    done = subprocess.run(
-        [sys.executable, str(HERE.parent / "broken_package.py"), str(jobs)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    return {
-        mutation.name: result if isinstance(result, str) else set(result)
-        for mutation, result in zip(MUTATIONS, results, strict=True)
-    }
+    results = noticed_by(jobs, tmp_path_factory.mktemp("rest"))
+    return {mutation.name: result for mutation, result in zip(MUTATIONS, results, strict=True)}
 
 
 @pytest.mark.slow
