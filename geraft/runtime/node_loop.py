@@ -522,6 +522,7 @@ class NodeLoop:
             and (progress := raft.progress.get(message.sender)) is not None
             and progress.pace is Pace.PIPELINE
             and len(progress.inflight) <= ACKS_TO_WAIT_MAX
+            and progress.next_index > raft.log.last_entry.index  # else it makes room for what is to be sent
         ):
             self.inbox.put_quietly(message)
         else:

@@ -360,8 +360,10 @@ class Havoc:
         alive = [other for other in voters if world.servers[other].raft is not None]
         if len(alive) < len(voters):  # those that are down would be too many without them
             wishes += [(RemoveServer(id=other), 2.0) for other in alive]
-        if raft.role is Role.LEADER and known is not None and known.store_id:
-            # Under its name, from a store that is another cluster's, or empty. Of this leader or nobody.
+        stays = id in raft.configuration.incoming_ids and raft.change is None and victim.has_no_news
+        if raft.role is Role.LEADER and known is not None and known.store_id and stays:
+            # Under its name, from a store that is another cluster's, or empty. Of this leader or nobody, and before it
+            # can let the server go: then another one might come under its name.
             wishes += [(AddServer(id=id, address=foreign, store_id="foreign"), 0.0)] * 2
         change, timeout_seconds = world.chance.choice(wishes)
         world.ask_for(victim, change, timeout_seconds)

@@ -631,6 +631,11 @@ class SimulatedServer:
             self.taken.add(item.number)
         self._inbox.put(item)
 
+    @property
+    def has_no_news(self) -> bool:
+        """What it gets now, it takes before anything else."""
+        return not self._inbox.items and self.paused_until <= self._agenda.now
+
     def arrived(self, message: PeerMessage) -> None:
         """Of a peer."""
         self.heard[message.sender] = self._agenda.now
