@@ -277,6 +277,43 @@ def test_one_group_with_an_app_that_hangs_does_not_stop_the_others(hosts: Hosts)
     assert not waiting.is_alive()
 
 
+class SlowDisk(MemoryStorage):
+    """Each write takes a while, in which the next ones gather."""
+
+    def write(self, ballot: Any, batches: Any) -> None:
+        threading.Event().wait(0.005)
+        super().write(ballot, batches)
+
+
+def test_groups_that_write_all_the_time_do_not_keep_another_from_its_disk() -> None:
+    """As many of them as log stores get threads."""
+    (address,) = free_addresses(1)
+    with RaftHost(address, storage_threads_max=2) as host:
+        nodes = [
+            host.node(group, Journal(), SlowDisk(), id="n1", bootstrap={"n1": address}).start()
+            for group in ("busy", "busier", "quiet")
+        ]
+        for node in nodes:
+            node.apply(b"x", timeout_seconds=20)
+        enough = threading.Event()
+
+        def write(node: RaftNode) -> None:
+            while not enough.is_set():
+                node.apply(b"y", timeout_seconds=20)
+
+        writers = [threading.Thread(target=write, args=(node,)) for node in nodes[:2] for _ in range(16)]
+        for writer in writers:
+            writer.start()
+        try:
+            for _ in range(10):
+                threading.Event().wait(0.1)
+                nodes[2].apply(b"z", timeout_seconds=2)
+        finally:
+            enough.set()
+            for writer in writers:
+                writer.join(30)
+
+
 # What is refused
 
 
