@@ -106,7 +106,10 @@ class _ProcessStream(PeerStream):
         pulse = self._process.pulse
         if self._feels_pulse and pulse is not None:
             self._process.pulse = None
-            pulse.end()
+            try:
+                pulse.end()
+            except GeraftError:
+                pass  # the hub has ended, and all that could rest
         super()._went_down(reason)
 
 
@@ -486,19 +489,26 @@ class Carrier(grpc.GenericRpcHandler):
         while True:
             gevent.sleep(self.config.heartbeat_interval_seconds)
             for link in list(self._links.values()):
-                link.beat()
+                try:
+                    link.beat()
+                except Exception:  # of one process: the pulses of the others go on
+                    log.exception("no pulse for the process at %s", link.address)
             now = monotonic()
-            for link in list(self._links.values()):
-                if link.pulse is not None:
-                    link.pulse.check(now)
-            for arrivals in list(self._arrivals):
-                arrivals.pulse.check(now)
+            for pulse in self._pulses():
+                try:
+                    pulse.check(now)
+                except Exception:
+                    log.exception("a pulse could not be felt")
+
+    def _pulses(self) -> list[Pulse]:
+        """Those of processes that we dialled, and of those that dialled us. Other threads change both meanwhile."""
+        felt = [link.pulse for link in list(self._links.values())]
+        return [*(pulse for pulse in felt if pulse is not None), *(each.pulse for each in list(self._arrivals))]
 
     @property
     def resting_count(self) -> int:
         """Nodes that rest, counted under every pulse that they rest under."""
-        pulses = [link.pulse for link in self._links.values()] + [arrivals.pulse for arrivals in self._arrivals]
-        return sum(pulse.resting_count for pulse in pulses if pulse is not None)
+        return sum(pulse.resting_count for pulse in self._pulses())
 
     def close(self) -> None:
         """End every stream. Where gRPC may be used."""
