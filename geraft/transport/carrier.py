@@ -37,6 +37,8 @@ CALL_METHOD = f"/{SERVICE}/Call"
 PARCEL_BYTES = 1024 * 1024
 """About what one message carries when much waits; a larger item goes alone."""
 PARCEL_ITEMS = 4096
+ITEM_BYTES = 16
+"""What an item takes beside its message, at most."""
 ITEMS_WAITING_MAX = 100_000
 """On one stream."""
 BIG_KINDS = frozenset({pb.ITEM_KIND_APPEND_ENTRY_REQ, pb.ITEM_KIND_APPEND_ENTRY_REP})
@@ -50,13 +52,13 @@ def parcels(outbox: Outbox) -> Iterator[bytes]:
         size_bytes = 0
         while True:
             record.items.add(kind=kind, message=encoded)
-            size_bytes += len(encoded)
+            size_bytes += len(encoded) + ITEM_BYTES
             if size_bytes >= PARCEL_BYTES or len(record.items) >= PARCEL_ITEMS:
                 break
             more = outbox.take_more()
             if more is None:
                 break
-            if size_bytes + len(more[1]) > PARCEL_BYTES:
+            if size_bytes + len(more[1]) + ITEM_BYTES > PARCEL_BYTES:
                 yield record.SerializeToString()
                 record, size_bytes = pb.Parcel(), 0
             kind, encoded = more
