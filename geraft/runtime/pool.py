@@ -22,6 +22,7 @@ class Pool:
         self._lock = native_lock()
         self._threads = 0
         self._idle = 0
+        self._ending = False
 
     def submit(self, run: Callable[[], object]) -> None:
         """Run it soon; what it raises is logged. Any thread; never blocks."""
@@ -35,6 +36,20 @@ class Pool:
         self._work.put(run)
         if make_one:
             start_native_thread(self._run, name=self._name)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether work waits for a thread, and none more may be made."""
+        return self._idle < 0
+
+    def give_way(self, run: Callable[[], object]) -> bool:
+        """Run it again after what waits for a thread; False if nothing does. For who runs on a thread of the pool."""
+        with self._lock:
+            if self._idle >= 0 or self._ending:
+                return False
+            self._idle -= 1
+            self._work.put(run)  # within the lock, so that it does not land behind the end
+            return True
 
     def _run(self) -> None:
         while True:
@@ -52,13 +67,17 @@ class Pool:
 
     def end_soon(self) -> None:
         """Let the threads end once all that was submitted is done; never waits."""
-        self._work.put(None)
+        with self._lock:
+            self._ending = True
+            self._work.put(None)
 
 
 class Strand:
     """A queue whose items are worked off on a pool's threads, in order and one at a time: no thread waits for them.
 
-    Stands where a SimpleQueue does. work_off: takes items until none is left; called on one thread at a time.
+    Stands where a SimpleQueue does. work_off: takes items until none is left, or until shall_give_way; called on one
+    thread at a time. A strand that always has more to do holds no thread for itself: whatever else waits for one gets
+    its turn between two items.
     """
 
     def __init__(self, pool: Pool, work_off: Callable[[], None]) -> None:
@@ -79,11 +98,21 @@ class Strand:
 
     def _run(self) -> None:
         while True:
-            self._work_off()
+            try:
+                self._work_off()
+            except BaseException:  # of one item: the others still wait, and nobody else would come for them
+                log.exception("an item could not be worked off")
             with self._lock:
                 if self._queue.empty():
                     self._busy = False
                     return
+            if self._pool.give_way(self._run):
+                return
+
+    @property
+    def shall_give_way(self) -> bool:
+        """Whether others wait for a thread. For who works off, after an item."""
+        return self._pool.crowded
 
     def get_nowait(self) -> Any:
         """The next item; raises Empty. For who works off."""

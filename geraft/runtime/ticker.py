@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import gevent
@@ -10,6 +11,8 @@ from geraft.errors import StorageFailed
 from geraft.runtime.hub import Inbox
 from geraft.runtime.log_writer import LogWriter
 from geraft.runtime.node_loop import TICK_DUE
+
+log = logging.getLogger(__name__)
 
 
 class Ticker:
@@ -48,6 +51,10 @@ class Ticker:
             return False
         return True
 
+    def crashed(self, error: BaseException) -> None:
+        """Somebody else could not make us knock: the node would never learn again what time it is."""
+        self._stalled(error)
+
 
 class SharedTicker:
     """Knocks for all nodes of a process at the same moments, so that their heartbeats leave together. Hub only."""
@@ -67,5 +74,17 @@ class SharedTicker:
         while True:
             gevent.sleep(self._interval_seconds)
             for ticker in list(self._tickers):
-                if not ticker.knock():
-                    self._tickers.discard(ticker)
+                try:
+                    if ticker.knock():
+                        continue
+                except Exception as error:  # of one node: time goes on for the others
+                    log.exception("a node could not be told that time passes")
+                    self._crashed(ticker, error)
+                self._tickers.discard(ticker)
+
+    @staticmethod
+    def _crashed(ticker: Ticker, error: BaseException) -> None:
+        try:
+            ticker.crashed(error)
+        except Exception:
+            log.exception("nor could it be stopped")

@@ -104,12 +104,18 @@ class Worker:
         self._finish()
 
     def _work_off(self) -> None:
-        """On a thread of the pool: do all that is queued."""
+        """On a thread of the pool: do what is queued, or a part of it if others wait for the thread."""
+        strand = self.queue
+        assert isinstance(strand, Strand)
         self._ident = native_ident()
-        while (item := self.take_more()) is not None:
-            if not self._ended and self._done(item):
-                self._finish()
-        self._ident = 0  # the thread works for others too
+        try:
+            while (item := self.take_more()) is not None:
+                if not self._ended and self._done(item):
+                    self._finish()
+                if strand.shall_give_way:
+                    break
+        finally:
+            self._ident = 0  # the thread works for others too
 
     def _done(self, item: Any) -> bool:
         """Do one item, or drop it after a crash; True if it was the last one."""

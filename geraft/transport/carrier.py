@@ -38,6 +38,8 @@ CALL_METHOD = f"/{SERVICE}/Call"
 PARCEL_BYTES = 1024 * 1024
 """About what one message carries when much waits; a larger item goes alone."""
 PARCEL_ITEMS = 4096
+ITEM_BYTES = 16
+"""What an item takes beside its message, at most."""
 ITEMS_WAITING_MAX = 100_000
 """On one stream."""
 BIG_KINDS = frozenset({pb.ITEM_KIND_APPEND_ENTRY_REQ, pb.ITEM_KIND_APPEND_ENTRY_REP})
@@ -51,13 +53,13 @@ def parcels(outbox: Outbox) -> Iterator[bytes]:
         size_bytes = 0
         while True:
             record.items.add(kind=kind, message=encoded)
-            size_bytes += len(encoded)
+            size_bytes += len(encoded) + ITEM_BYTES
             if size_bytes >= PARCEL_BYTES or len(record.items) >= PARCEL_ITEMS:
                 break
             more = outbox.take_more()
             if more is None:
                 break
-            if size_bytes + len(more[1]) > PARCEL_BYTES:
+            if size_bytes + len(more[1]) + ITEM_BYTES > PARCEL_BYTES:
                 yield record.SerializeToString()
                 record, size_bytes = pb.Parcel(), 0
             kind, encoded = more
@@ -107,7 +109,10 @@ class _ProcessStream(PeerStream):
         pulse = self._process.pulse
         if self._feels_pulse and pulse is not None:
             self._process.pulse = None
-            pulse.end()
+            try:
+                pulse.end()
+            except GeraftError:
+                pass  # the hub has ended, and all that could rest
         super()._went_down(reason)
 
 
@@ -517,19 +522,26 @@ class Carrier(grpc.GenericRpcHandler):
         while True:
             gevent.sleep(self.config.heartbeat_interval_seconds)
             for link in list(self._links.values()):
-                link.beat()
+                try:
+                    link.beat()
+                except Exception:  # of one process: the pulses of the others go on
+                    log.exception("no pulse for the process at %s", link.address)
             now = monotonic()
-            for link in list(self._links.values()):
-                if link.pulse is not None:
-                    link.pulse.check(now)
-            for arrivals in list(self._arrivals):
-                arrivals.pulse.check(now)
+            for pulse in self._pulses():
+                try:
+                    pulse.check(now)
+                except Exception:
+                    log.exception("a pulse could not be felt")
+
+    def _pulses(self) -> list[Pulse]:
+        """Those of processes that we dialled, and of those that dialled us. Other threads change both meanwhile."""
+        felt = [link.pulse for link in list(self._links.values())]
+        return [*(pulse for pulse in felt if pulse is not None), *(each.pulse for each in list(self._arrivals))]
 
     @property
     def resting_count(self) -> int:
         """Nodes that rest, counted under every pulse that they rest under."""
-        pulses = [link.pulse for link in self._links.values()] + [arrivals.pulse for arrivals in self._arrivals]
-        return sum(pulse.resting_count for pulse in pulses if pulse is not None)
+        return sum(pulse.resting_count for pulse in self._pulses())
 
     def close(self) -> None:
         """End every stream. Where gRPC may be used."""

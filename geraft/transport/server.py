@@ -271,29 +271,39 @@ class RaftHandlers:
 
     def take(self, header: pb.Header, message: PeerMessage | RestOffer, replies: Replies) -> str:
         """Hand in a message whose replies go there; why it is not heard, "" if it is. Any thread; never blocks."""
-        sentence = refusal_of(header, self._services)
-        if sentence:
-            return sentence
-        match message:
-            case RestOffer():
-                self._rest_streams[message.sender] = replies
+        try:
+            sentence = refusal_of(header, self._services)
+            if sentence:
+                return sentence
+            match message:
+                case RestOffer():
+                    streams = self._rest_streams
+                case RequestVote():
+                    streams = self._vote_streams
+                case Heartbeat():
+                    streams = self._heartbeat_streams
+                case _:
+                    streams = self._append_streams
+            with self._lock:
+                streams[message.sender] = replies
+            if isinstance(message, RestOffer):
                 self._services.deliver_note(message)
-                return ""
-            case RequestVote():
-                self._vote_streams[message.sender] = replies
-            case Heartbeat():
-                self._heartbeat_streams[message.sender] = replies
-            case _:
-                self._append_streams[message.sender] = replies
-        self._services.deliver(message)
+            else:
+                self._services.deliver(message)
+        except GeraftError:
+            raise
+        except Exception as error:  # of this node: the stream carries the messages of others
+            log.exception("a message of peer %s could not be handled", header.sender)
+            return f"internal error of node {self._services.node_id}: {error}"
         return ""
 
     def forget(self, gone: Collection[Replies]) -> None:
-        """A shared stream ended: nothing more goes there."""
-        for streams in (self._append_streams, self._heartbeat_streams, self._vote_streams, self._rest_streams):
-            for sender, replies in list(streams.items()):
-                if replies in gone:
-                    streams.pop(sender, None)
+        """A shared stream ended: nothing more goes there. Its successor may be taking over in another thread."""
+        with self._lock:
+            for streams in (self._append_streams, self._heartbeat_streams, self._vote_streams, self._rest_streams):
+                for sender, replies in list(streams.items()):
+                    if replies in gone:
+                        streams.pop(sender, None)
 
     @property
     def sessions(self) -> int:

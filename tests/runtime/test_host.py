@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from runtime_parts import QUICK, Journal, wait_until
 
 from geraft import Client, Config, MemoryStorage, RaftHost, RaftNode, raft_server_options
+from geraft.core.effects import Role
 from geraft.errors import AddressInUse, ConfigError, NodeStopped, NoLeader, UnknownGroup
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import Call, CallKind, monotonic
@@ -275,6 +276,103 @@ def test_one_group_with_an_app_that_hangs_does_not_stop_the_others(hosts: Hosts)
     go_on.set()
     waiting.join(30)
     assert not waiting.is_alive()
+
+
+# A fault in what is done for one group, or towards one process, stays there
+
+
+def fault(*_: Any) -> None:
+    raise RuntimeError("as if there were a mistake in geraft")
+
+
+def test_a_node_that_can_not_be_told_the_time_ends_and_time_goes_on_for_the_others(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts.add("a", "b")
+    hosts.leader("a"), hosts.leader("b")
+    monkeypatch.setattr(hosts.node("a", "n1")._supervisor._log_writer, "busy_seconds", fault)
+    hosts.node("a", "n2").apply(b"x", timeout_seconds=20)  # wakes all of them
+    wait_until(lambda: not hosts.node("a", "n1").running)
+    for id in IDS:
+        hosts.node("b", id).apply(b"y", timeout_seconds=20)
+    hosts.rests("b")  # for which time must pass
+
+
+def test_a_message_that_a_node_can_not_handle_ends_no_stream_of_the_others(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts.add("a", "b")
+    leader = hosts.leader("a")
+    other = next(id for id in IDS if id != leader.id)
+    hosts.rests("a", "b")
+    carrier = hosts.hosts[other]._shared.carrier
+    streams = set(carrier._arrivals)
+    dialled = [link.pulse for link in carrier._links.values()]
+    monkeypatch.setattr(hosts.node("a", other)._supervisor._loop, "message_arrived", fault)
+    leader.apply(b"x", timeout_seconds=20)  # by the third one
+    wait_until(lambda: "internal error of node" in refusals_of(leader, other))
+    raft = hosts.node("a", other)._supervisor._raft
+    wait_until(lambda: raft.role is Role.PRE_CANDIDATE)  # as it hears nobody; nor does it what they answer
+    threading.Event().wait(0.3)
+    assert set(carrier._arrivals) == streams
+    assert [link.pulse for link in carrier._links.values()] == dialled
+    hosts.node("b", other).apply(b"y", timeout_seconds=20)
+
+
+def refusals_of(node: RaftNode, peer: str) -> str:
+    return next(each.refusal for each in node.status().peers if each.id == peer)
+
+
+def test_a_process_that_no_pulse_can_be_sent_to_leaves_the_others_theirs(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts.add("a")
+    hosts.rests("a")
+    carrier = hosts.hosts["n1"]._shared.carrier
+    links = list(carrier._links.values())
+    monkeypatch.setattr(links[0], "beat", fault)
+    threading.Event().wait(0.2)
+    pulse = links[1].pulse
+    assert pulse is not None
+    before = pulse.seen_at
+    wait_until(lambda: pulse.seen_at > before, timeout_seconds=5.0)
+
+
+class SlowDisk(MemoryStorage):
+    """Each write takes a while, in which the next ones gather."""
+
+    def write(self, ballot: Any, batches: Any) -> None:
+        threading.Event().wait(0.005)
+        super().write(ballot, batches)
+
+
+def test_groups_that_write_all_the_time_do_not_keep_another_from_its_disk() -> None:
+    """As many of them as log stores get threads."""
+    (address,) = free_addresses(1)
+    with RaftHost(address, storage_threads_max=2) as host:
+        nodes = [
+            host.node(group, Journal(), SlowDisk(), id="n1", bootstrap={"n1": address}).start()
+            for group in ("busy", "busier", "quiet")
+        ]
+        for node in nodes:
+            node.apply(b"x", timeout_seconds=20)
+        enough = threading.Event()
+
+        def write(node: RaftNode) -> None:
+            while not enough.is_set():
+                node.apply(b"y", timeout_seconds=20)
+
+        writers = [threading.Thread(target=write, args=(node,)) for node in nodes[:2] for _ in range(16)]
+        for writer in writers:
+            writer.start()
+        try:
+            for _ in range(10):
+                threading.Event().wait(0.1)
+                nodes[2].apply(b"z", timeout_seconds=2)
+        finally:
+            enough.set()
+            for writer in writers:
+                writer.join(30)
 
 
 # What is refused
