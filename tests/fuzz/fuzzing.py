@@ -168,7 +168,8 @@ def take_replies(data: bytes) -> None:
     told = SimpleNamespace(
         peer="n1",
         _is_heard=lambda header: True,
-        _services=SimpleNamespace(deliver=lambda message: None, deliver_note=lambda note: None),
+        _deliver=lambda reply: None,
+        _services=SimpleNamespace(deliver_note=lambda note: None),
         not_heard=lambda sentence, passing=False: None,
     )
     dialler: Any = SimpleNamespace(_links={("a", "n1"): told}, pulse=Pulse(lambda run: run()))

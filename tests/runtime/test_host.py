@@ -289,10 +289,12 @@ def test_a_node_that_can_not_be_told_the_time_ends_and_time_goes_on_for_the_othe
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hosts.add("a", "b")
-    hosts.leader("a"), hosts.leader("b")
-    monkeypatch.setattr(hosts.node("a", "n1")._supervisor._log_writer, "busy_seconds", fault)
-    hosts.node("a", "n2").apply(b"x", timeout_seconds=20)  # wakes all of them
-    wait_until(lambda: not hosts.node("a", "n1").running)
+    leader = hosts.leader("a")
+    hosts.leader("b")
+    victim = next(hosts.node("a", id) for id in IDS if id != leader.id)
+    monkeypatch.setattr(victim._supervisor._log_writer, "busy_seconds", fault)
+    leader.apply(b"x", timeout_seconds=20)  # wakes all of them
+    wait_until(lambda: not victim.running)
     for id in IDS:
         hosts.node("b", id).apply(b"y", timeout_seconds=20)
     hosts.rests("b")  # for which time must pass
