@@ -17,10 +17,10 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import blinker  # noqa: F401  (what geraft imports itself: loaded once, for every fork)
 import gevent.event  # noqa: F401
@@ -30,6 +30,16 @@ import tenacity  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY_BYTES_MAX = 4 << 30
+
+
+class Mutation(NamedTuple):
+    """A way to break a file of geraft: `old`, which occurs once in it, gives way to `new`. tests: who must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
 
 
 class BrokenModule(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -114,18 +124,24 @@ def failed_tests(file: str, old: str, new: str, tests: list[str]) -> list[str]:
     return sorted(failed.names)
 
 
-def noticed_by(jobs: list[tuple[str, str, str, list[str]]], directory: Path) -> list[set[str] | str]:
-    """For each (file below geraft/, old text, new text, test ids): the tests that failed, or what went wrong else.
+def noticed_by(mutations: Sequence[Mutation], room: str, tests: Path, directory: Path) -> dict[str, set[str] | str]:
+    """For each by its name: which of its tests failed, or what went wrong else. room: where its file is, below geraft/.
 
     All in one process of its own, which has only imported what they need and forks. directory: for what it is told.
     """
+    jobs = [
+        [f"{room}{mutation.file}", mutation.old, mutation.new, [f"{tests}::{name}" for name in mutation.tests]]
+        for mutation in mutations
+    ]
     file = directory / "jobs.json"
     file.write_text(json.dumps(jobs))
     done = subprocess.run([sys.executable, __file__, str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(jobs)
-    return [result if isinstance(result, str) else set(result) for result in results]
+    return {
+        mutation.name: result if isinstance(result, str) else set(result)
+        for mutation, result in zip(mutations, results, strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ class Gateway:
         return self._generation != fork_generation()
 
     def check(self) -> None:
-        if self._generation != fork_generation():
+        if self.forked:
             raise NodeForked("this client was made before a fork and does not work in the child: make one in the child")
         if self._closed:
             raise NodeStopped("the client was closed")
@@ -457,13 +457,13 @@ class Gateway:
 
     def close(self) -> None:
         """Close every connection; calls that wait end. Again is no error."""
+        if self.forked:
+            return  # they are the parent's, and so is whoever may hold the lock
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             connections, self._connections = list(self._connections.values()), {}
-        if self._generation != fork_generation():
-            return  # they are the parent's
 
         def close() -> None:
             for connection in connections:

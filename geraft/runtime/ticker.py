@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import gevent
@@ -11,8 +10,6 @@ from geraft.errors import StorageFailed
 from geraft.runtime.hub import Inbox
 from geraft.runtime.log_writer import LogWriter
 from geraft.runtime.node_loop import TICK_DUE
-
-log = logging.getLogger(__name__)
 
 
 class Ticker:
@@ -75,16 +72,9 @@ class SharedTicker:
             gevent.sleep(self._interval_seconds)
             for ticker in list(self._tickers):
                 try:
-                    if ticker.knock():
-                        continue
+                    goes_on = ticker.knock()
                 except Exception as error:  # of one node: time goes on for the others
-                    log.exception("a node could not be told that time passes")
-                    self._crashed(ticker, error)
-                self._tickers.discard(ticker)
-
-    @staticmethod
-    def _crashed(ticker: Ticker, error: BaseException) -> None:
-        try:
-            ticker.crashed(error)
-        except Exception:
-            log.exception("nor could it be stopped")
+                    goes_on = False
+                    ticker.crashed(error)
+                if not goes_on:
+                    self._tickers.discard(ticker)

@@ -109,10 +109,7 @@ class _ProcessStream(PeerStream):
         pulse = self._process.pulse
         if self._feels_pulse and pulse is not None:
             self._process.pulse = None
-            try:
-                pulse.end()
-            except GeraftError:
-                pass  # the hub has ended, and all that could rest
+            pulse.end()
         super()._went_down(reason)
 
 
@@ -208,20 +205,25 @@ class ProcessLink:
     # What the streams report
 
     def connected(self) -> None:
-        for link in self._links.values():
-            link.connected()
+        self._tell(PeerLink.connected)
 
     def disconnected(self, reason: str) -> None:
-        for link in self._links.values():
-            link.disconnected(reason)
+        self._tell(lambda link: link.disconnected(reason))
 
     def failed(self, error: Any) -> None:
-        holds_none = error.code() is grpc.StatusCode.UNIMPLEMENTED
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            sentence = f"what listens at {self.address} holds no groups: make its nodes by a RaftHost"
+            self._tell(lambda link: link.not_heard(sentence))
+        else:
+            self._tell(lambda link: link.failed(error))
+
+    def _tell(self, tell: Callable[[PeerLink], None]) -> None:
+        """Each group; one that can't be told keeps no other from it, and the stream from coming up again."""
         for link in self._links.values():
-            if holds_none:
-                link.not_heard(f"what listens at {self.address} holds no groups: make its nodes by a RaftHost")
-            else:
-                link.failed(error)
+            try:
+                tell(link)
+            except Exception:
+                log.exception("a node could not be told of its link to %s", link.peer)
 
     # What comes back
 
@@ -254,6 +256,8 @@ class ProcessLink:
                 take(link, record)
             except BadMessage as error:  # of this group: the others go on
                 link.not_heard(f"node {link.peer} answered what is no reply: {error}")
+            except Exception:  # the same
+                log.exception("a reply of %s could not be handled", link.peer)
 
         return taker
 
@@ -490,10 +494,7 @@ class Carrier(grpc.GenericRpcHandler):
             self._arrivals.discard(arrivals)
         for handlers in self.groups.values():
             handlers.forget(replies)
-        try:
-            arrivals.pulse.end()
-        except GeraftError:
-            pass  # the hub has ended, and all that could rest
+        arrivals.pulse.end()
 
     # The links
 

@@ -623,30 +623,22 @@ class PeerLink:
     def take_append_reply(self, record: pb.AppendEntryRep) -> None:
         reply = codec.append_entries_reply(record)
         if self._is_heard(record.header):
-            self._deliver(reply)
+            self._services.deliver(reply)
 
     def take_heartbeat_reply(self, record: pb.HeartbeatRep) -> None:
         reply = codec.heartbeat_reply(record)
         if self._is_heard(record.header):
-            self._deliver(reply)
+            self._services.deliver(reply)
 
     def take_vote(self, record: pb.RequestVoteRep) -> None:
         reply = codec.request_vote_reply(record)
         if self._is_heard(record.header):
-            self._deliver(reply)
+            self._services.deliver(reply)
 
     def take_rest_answer(self, record: pb.RestRep) -> None:
         codec.header_of(record)
         if self._is_heard(record.header):
             self._services.deliver_note(RestAnswer(sender=self.peer, number=record.number, resting=record.resting))
-
-    def _deliver(self, reply: PeerMessage) -> None:
-        try:
-            self._services.deliver(reply)
-        except Exception:
-            if self._shared is None:
-                raise  # which ends the stream
-            log.exception("a reply of %s could not be handled", self.peer)  # the stream carries those of other groups
 
     def _on_timeout_now(self, encoded: bytes) -> None:
         pass  # the election that follows is the answer

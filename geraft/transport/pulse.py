@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from geraft.core.entries import EntryId
+from geraft.errors import GeraftError
 from geraft.runtime.hub import monotonic
 
 
@@ -30,7 +31,10 @@ class Pulse:
     def end(self) -> None:
         """The stream is gone: nobody can rest any more."""
         self.ended = True
-        self._post(self._wake_all)
+        try:
+            self._post(self._wake_all)
+        except GeraftError:
+            pass  # the hub has ended, and all that could rest
 
     def rest(self, wake: Callable[[], None], patience_seconds: float) -> bool:
         """Have somebody woken once nothing was seen for so long, or the stream is gone; False if it is gone already."""

@@ -284,8 +284,9 @@ class RaftHandlers:
                     streams = self._heartbeat_streams
                 case _:
                     streams = self._append_streams
-            with self._lock:
-                streams[message.sender] = replies
+            if streams.get(message.sender) is not replies:
+                with self._lock:
+                    streams[message.sender] = replies
             if isinstance(message, RestOffer):
                 self._services.deliver_note(message)
             else:

@@ -298,10 +298,13 @@ def test_a_client_in_a_forked_child_says_so(cluster: Cluster) -> None:
         client.apply(b"1")
         numbering.apply(b"1")
         assert numbering._session is not None
-        numbering._session._lock.acquire()  # as another thread might have, when the process forks
+        locks = (numbering._session._lock, numbering._gateway._lock, client._gateway._lock)
+        for lock in locks:
+            lock.acquire()  # as another thread might have, when the process forks
         child = os.fork()
         if child != 0:
-            numbering._session._lock.release()
+            for lock in locks:
+                lock.release()
         if child == 0:
             refused = 0
             for each in (client, numbering):

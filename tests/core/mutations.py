@@ -6,18 +6,7 @@ so a change of the core that moves it asks for a look here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutation(NamedTuple):
-    """file: below geraft/core. tests: names in tests/core/test_rules.py, each of which must fail."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from broken_package import Mutation
 
 MUTATIONS = (
     Mutation(

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from broken_package import noticed_by
-from mutations import MUTATIONS, Mutation
+from broken_package import Mutation, noticed_by
+from mutations import MUTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RULES = ROOT / "tests" / "core" / "test_rules.py"
@@ -34,12 +34,7 @@ def test_every_test_of_a_rule_is_proved_by_a_mutation() -> None:
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str] | str]:
     """By mutation: the tests that failed, or what went wrong else."""
-    jobs = [
-        (f"core/{mutation.file}", mutation.old, mutation.new, [f"{RULES}::{name}" for name in mutation.tests])
-        for mutation in MUTATIONS
-    ]
-    results = noticed_by(jobs, tmp_path_factory.mktemp("core"))
-    return {mutation.name: result for mutation, result in zip(MUTATIONS, results, strict=True)}
+    return noticed_by(MUTATIONS, "core/", RULES, tmp_path_factory.mktemp("core"))
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -153,7 +154,7 @@ def take_requests(data: bytes) -> None:
     """Of another process: what is no message of its group ends nothing, and what can be of no group ends the stream."""
     outbox = NativeOutbox()
     arrivals: Any = carrier._Arrivals(Listener(), outbox, lambda: None)  # type: ignore[arg-type]
-    arrivals.read(iter([data]))
+    arrivals.read(iter([as_parcel(data)]))
     for kind, answer in outbox:
         if kind == pb.ITEM_KIND_NOT_HEARD:
             assert pb.NotHeard.FromString(answer).sentence
@@ -163,13 +164,17 @@ def take_requests(data: bytes) -> None:
         raise codec.BadMessage(str(error))
 
 
+def _mistake(message: str, *arguments: object) -> None:
+    """In place of log.exception, which would be the end of what nobody expected."""
+    raise AssertionError(message % arguments)
+
+
 def take_replies(data: bytes) -> None:
     """Of a process that was dialled."""
     told = SimpleNamespace(
         peer="n1",
         _is_heard=lambda header: True,
-        _deliver=lambda reply: None,
-        _services=SimpleNamespace(deliver_note=lambda note: None),
+        _services=SimpleNamespace(deliver=lambda message: None, deliver_note=lambda note: None),
         not_heard=lambda sentence, passing=False: None,
     )
     dialler: Any = SimpleNamespace(_links={("a", "n1"): told}, pulse=Pulse(lambda run: run()))
@@ -177,14 +182,27 @@ def take_replies(data: bytes) -> None:
     dialler._take_pulse = partial(ProcessLink._take_pulse, dialler)
     dialler._take_not_heard = partial(ProcessLink._take_not_heard, dialler)
     dialler._take = ProcessLink.takers(dialler)
-    ProcessLink.take(dialler, data)
+    with patch.object(carrier.log, "exception", _mistake):
+        ProcessLink.take(dialler, as_parcel(data))
 
 
-def _parcel(*items: tuple[int, bytes]) -> bytes:
+WHOLE = 0xFF
+
+
+def as_parcel(data: bytes) -> bytes:
+    """After WHOLE a parcel as it is. Else the first byte is the kind of one item, and what follows its message: inside
+    of a parcel hardly any change of it would leave the lengths right."""
+    if data[:1] == bytes([WHOLE]):
+        return data[1:]
+    return pb.Parcel(items=[pb.Item(kind=data[0] if data else 0, message=data[1:])]).SerializeToString()  # type: ignore[arg-type]
+
+
+def parcel_examples(items: list[tuple[int, bytes]]) -> list[bytes]:
+    """All in one parcel, and each by itself."""
     record = pb.Parcel()
     for kind, message in items:
         record.items.add(kind=kind, message=message)  # type: ignore[arg-type]
-    return record.SerializeToString()
+    return [bytes([WHOLE]) + record.SerializeToString(), *(bytes([kind]) + message for kind, message in items)]
 
 
 def request_parcels() -> list[bytes]:
@@ -198,7 +216,7 @@ def request_parcels() -> list[bytes]:
     ]
     encoded = [(kind, codec.encode(message, "cluster", "n2", "a")) for kind, message in items]
     encoded += [(pb.ITEM_KIND_PULSE_REQ, b""), (pb.ITEM_KIND_REST_REQ, rest.SerializeToString())]
-    return [_parcel(*encoded), *(_parcel(item) for item in encoded)]
+    return parcel_examples(encoded)
 
 
 def reply_parcels() -> list[bytes]:
@@ -220,7 +238,7 @@ def reply_parcels() -> list[bytes]:
         (pb.ITEM_KIND_REST_REP, rest.SerializeToString()),
         (pb.ITEM_KIND_NOT_HEARD, refused.SerializeToString()),
     ]
-    return [_parcel(*encoded), *(_parcel(item) for item in encoded)]
+    return parcel_examples(encoded)
 
 
 def decode_failure(data: bytes) -> None:

@@ -5,18 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutation(NamedTuple):
-    """file: below geraft/. tests: each of them must fail."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from broken_package import Mutation
 
 REST = "runtime/rest.py"
 PULSE = "transport/pulse.py"
@@ -217,8 +206,8 @@ MUTATIONS = (
     Mutation(
         "a stream that ends wakes nobody",
         PULSE,
-        "        self._post(self._wake_all)\n",
-        "",
+        "            self._post(self._wake_all)\n",
+        "            pass\n",
         ("test_a_stream_that_ends_wakes_both_ends",),
     ),
     Mutation(

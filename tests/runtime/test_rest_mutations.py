@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from broken_package import noticed_by
-from rest_mutations import MUTATIONS, Mutation
+from broken_package import Mutation, noticed_by
+from rest_mutations import MUTATIONS
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE / "test_rest.py"
@@ -32,12 +32,7 @@ def test_every_test_of_a_rest_is_proved_by_a_mutation() -> None:
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str] | str]:
     """By mutation: the tests that failed, or what went wrong else."""
-    jobs = [
-        (mutation.file, mutation.old, mutation.new, [f"{TESTS}::{name}" for name in mutation.tests])
-        for mutation in MUTATIONS
-    ]
-    results = noticed_by(jobs, tmp_path_factory.mktemp("rest"))
-    return {mutation.name: result for mutation, result in zip(MUTATIONS, results, strict=True)}
+    return noticed_by(MUTATIONS, "", TESTS, tmp_path_factory.mktemp("rest"))
 
 
 @pytest.mark.slow

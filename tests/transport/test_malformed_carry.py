@@ -401,6 +401,21 @@ def test_an_answer_that_can_be_of_no_group_ends_the_stream_which_is_opened_again
     assert not dialler.peers["a"].delivered
 
 
+def test_a_node_that_can_not_be_told_of_its_link_keeps_no_other_from_it(
+    answerer: Answerer, dialler: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: Any) -> None:
+        raise RuntimeError("as if there were a mistake in geraft")
+
+    a, b = dialler.peers["a"], dialler.peers["b"]
+    for name in ("peer_connected", "peer_disconnected"):
+        monkeypatch.setattr(a, name, fault)
+    answerer.answer = once(pb.ITEM_KIND_APPEND_ENTRY_REQ, BAD_STREAMS["no parcel"])
+    b.transport.send("n2", b.append(batch()))
+    wait_until(lambda: b.has_event("disconnected", "n2"))
+    wait_until(lambda: [event[0] for event in b.events].count("connected") == 2)
+
+
 @pytest.mark.parametrize("case", IGNORED)
 def test_an_answer_that_is_for_nobody_here_is_dropped(answerer: Answerer, dialler: Process, case: str) -> None:
     a, b = dialler.peers["a"], dialler.peers["b"]
