@@ -19,7 +19,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from geraft import Config, RaftHost, SqliteStorage, to_raft_app
+from geraft import Config, RaftHost, RaftNode, SqliteStorage, signals, to_raft_app
 from geraft.kv import KeyValueApp, put
 from geraft.simple import MemoryRepository
 from geraft.testing.cluster import free_addresses
@@ -31,6 +31,12 @@ def serve(pipe: Connection, id: str, members: dict[str, str], groups: int, folde
     """One process: starts its nodes, then answers what it is asked."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    leaders: dict[str, str] = {}  # by group, as its node here learned last
+
+    def note(node: RaftNode, leader_id: str, term: int) -> None:
+        leaders[node.group] = leader_id
+
+    signals.leader_changed.connect(note)
     with RaftHost(members[id], config=Config(), rest_after_seconds=rest_after) as host:
         pipe.send("listens")
         pipe.recv()
@@ -42,19 +48,16 @@ def serve(pipe: Connection, id: str, members: dict[str, str], groups: int, folde
         pipe.send("started")
         nodes = host.nodes
         while (asked := pipe.recv()) is not None:
-            pipe.send(answer(asked, nodes))
+            pipe.send(answer(asked, nodes, leaders, id))
 
 
-def answer(asked: tuple[str, Any], nodes: dict[str, Any]) -> Any:
+def answer(asked: tuple[str, Any], nodes: dict[str, RaftNode], leaders: dict[str, str], id: str) -> Any:
     match asked:
-        case ("state", _):
-            statuses = [node.status() for node in nodes.values()]
-            rest = sum("rests" in status.explanation for status in statuses)
-            led = sum(bool(status.leader_id) for status in statuses)
-            leads = [
-                node.group for node, status in zip(nodes.values(), statuses, strict=True) if status.role == "leader"
-            ]
-            return led, rest, leads
+        case ("led", _):  # asked while elections are under way: costs no node anything
+            leads = [group for group, leader in leaders.copy().items() if leader == id]
+            return sum(map(bool, leaders.copy().values())), leads
+        case ("all rest", _):
+            return all("rests" in node.status().explanation for node in nodes.values())
         case ("use", _):
             used = resource.getrusage(resource.RUSAGE_SELF)
             with open("/proc/self/status") as file:
@@ -78,15 +81,26 @@ def ask(pipes: list[Connection], kind: str, argument: Any = None) -> list[Any]:
     return [pipe.recv() for pipe in pipes]
 
 
-def wait_for(pipes: list[Connection], groups: int, resting: bool, limit_seconds: float) -> tuple[float, list[Any]]:
+def wait_until_led(pipes: list[Connection], groups: int, limit_seconds: float) -> tuple[float, list[list[str]]]:
+    """Until every group has a leader in one of the processes, and each node knows one; also which groups each leads."""
     started = time.monotonic()
     while True:
-        states = ask(pipes, "state")
-        if all(led == groups and (not resting or rest == groups) for led, rest, _ in states):
-            return time.monotonic() - started, states
+        states = ask(pipes, "led")
+        led = {group for _, leads in states for group in leads}
+        if len(led) == groups and all(known == groups for known, _ in states):
+            return time.monotonic() - started, [leads for _, leads in states]
         if time.monotonic() - started > limit_seconds:
-            raise SystemExit(f"after {limit_seconds} s: {[(led, rest) for led, rest, _ in states]} of {groups}")
+            raise SystemExit(f"{groups - len(led)} groups have no leader after {limit_seconds} s")
+        time.sleep(0.1)
+
+
+def wait_until_all_rest(pipes: list[Connection], limit_seconds: float) -> float:
+    started = time.monotonic()
+    while not all(ask(pipes, "all rest")):
+        if time.monotonic() - started > limit_seconds:
+            raise SystemExit(f"some groups do not rest after {limit_seconds} s")
         time.sleep(0.5)
+    return time.monotonic() - started
 
 
 def main() -> None:
@@ -125,35 +139,26 @@ def measure(pipes: list[Connection], processes: list[Any], groups: int, seconds:
     for pipe in pipes:
         pipe.recv()
     print(f"{groups} groups, a node of each in 3 processes: started in {time.monotonic() - started:.1f} s", flush=True)
-    took, states = wait_for(pipes, groups, resting, 120.0)
-    print(f"all have a leader{' and rest' if resting else ''} {took:.1f} s later; they lead", end=" ")
-    print(", ".join(str(len(leads)) for _, _, leads in states), flush=True)
+    took, all_leads = wait_until_led(pipes, groups, 120.0)
+    print(
+        f"all have a leader {took:.1f} s later; they lead {', '.join(str(len(leads)) for leads in all_leads)}", end=""
+    )
+    print(f"; all rest {wait_until_all_rest(pipes, 120.0):.1f} s later" if resting else "", flush=True)
     before = ask(pipes, "use")
     time.sleep(seconds)
     after = ask(pipes, "use")
     for id, (cpu_before, _, _), (cpu_after, memory, threads) in zip(IDS, before, after, strict=True):
         print(f"{id}: {100 * (cpu_after - cpu_before) / seconds:.1f} % of a core, {memory:.0f} MiB, {threads} threads")
-    some = [leads[:20] for _, _, leads in states]
-    for pipe, leads in zip(pipes, some, strict=True):
-        pipe.send(("write", leads))
+    for pipe, leads in zip(pipes, all_leads, strict=True):
+        pipe.send(("write", leads[:20]))
     times = [each for pipe in pipes for each in pipe.recv()]
     print(
         f"first write to a group that rested: p50 {1000 * statistics.median(times):.1f} ms, max {1000 * max(times):.1f}"
     )
     processes[0].kill()
-    killed = time.monotonic()
-    _, states = wait_for(pipes[1:], groups, False, 120.0)
-    while True:
-        states = ask(pipes[1:], "state")
-        lost = {f"g{number}" for number in range(groups)} - {group for _, _, leads in states for group in leads}
-        if not lost:
-            break
-        if time.monotonic() - killed > 120:
-            raise SystemExit(f"{len(lost)} groups have no leader after 120 s")
-        time.sleep(0.2)
-    print(f"n1 killed: every group has a leader again after {time.monotonic() - killed:.1f} s", flush=True)
-    took, _ = wait_for(pipes[1:], groups, resting, 120.0)
-    print(f"and all rest {took:.1f} s later", flush=True)
+    took, _ = wait_until_led(pipes[1:], groups, 120.0)
+    print(f"n1 killed: every group has a leader again after {took:.1f} s", end="")
+    print(f"; all rest {wait_until_all_rest(pipes[1:], 120.0):.1f} s later" if resting else "", flush=True)
     before = ask(pipes[1:], "use")
     time.sleep(seconds)
     after = ask(pipes[1:], "use")
