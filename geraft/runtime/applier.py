@@ -70,7 +70,7 @@ class StateWanted(NamedTuple):
 
 
 class SnapshotNews(Protocol):
-    """Whom the applier tells of snapshots. On its thread; must not block."""
+    """Whom the applier tells of snapshots. On its thread; must not block for long."""
 
     def copied(self, index: int, sessions: bytes) -> None:
         """The app has made a snapshot itself."""
@@ -78,8 +78,14 @@ class SnapshotNews(Protocol):
     def fold_wanted(self) -> None:
         """The app asks for a folded one."""
 
+    def arrives(self, index: int) -> None:
+        """The app is about to store one of the leader's."""
+
     def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
         """The app has stored it; None: it could not be had."""
+
+    def not_fetched(self, index: int) -> None:
+        """What the app has stored of it is of no use."""
 
     def installed(self, snapshot: Snapshot) -> None:
         """It is the app's state now."""
@@ -94,7 +100,13 @@ class NoSnapshots(SnapshotNews):
     def fold_wanted(self) -> None:
         pass
 
+    def arrives(self, index: int) -> None:
+        pass
+
     def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
+        pass
+
+    def not_fetched(self, index: int) -> None:
         pass
 
     def installed(self, snapshot: Snapshot) -> None:
@@ -259,11 +271,11 @@ class Applier(Worker):
 
     def _save_fetched(self, fetch: SnapshotFetch) -> None:
         """Blocks while the bytes come; nothing can be applied before they are here anyway."""
+        self._snapshots.arrives(fetch.last_entry.index)
         try:
             snapshot = fetch.save(self._app.save_snapshot)
         except Exception as error:
-            with contextlib.suppress(Exception):
-                self._app.delete_snapshot(fetch.last_entry.index)
+            self._snapshots.not_fetched(fetch.last_entry.index)
             if isinstance(error, FetchCancelled):
                 log.info("%s: fetching snapshot %d.%d was given up", self._label, *fetch.last_entry)
                 return

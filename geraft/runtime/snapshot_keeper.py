@@ -44,7 +44,7 @@ class Fold(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """The snapshot of snapshot_index is of no use, unless the catalogue has it, or is about to."""
+    """The bytes of the snapshot of snapshot_index are of no use, unless the catalogue has it, or may be about to."""
 
     snapshot_index: int
 
@@ -82,6 +82,8 @@ class SnapshotKeeper(Worker):
         self._leases: Counter[int] = Counter()
         self._forgetting: set[int] = set()
         self._unrecorded: set[int] = set()  # made, and on their way into the catalogue
+        self._arriving: Counter[int] = Counter()  # by index: fetches of it that may yet get into the catalogue
+        self._deletion = native_lock()  # held while bytes are deleted, and nothing is about to arrive in their place
         self._asking: list[Waiter] = []  # who wants a snapshot, of an index that is not known yet
         self._wanted: dict[int, list[Waiter]] = {}  # by the index of the snapshot that they wait for
         self._over = False
@@ -99,19 +101,37 @@ class SnapshotKeeper(Worker):
         """The app has made the snapshot of index."""
         self.queue.put(Copied(index, sessions))
 
+    def arrives(self, index: int) -> None:
+        """A fetched snapshot is about to be stored: its bytes stay as they are until it is recorded or discarded.
+
+        Blocks while an earlier one of that index is being deleted.
+        """
+        with self._deletion, self._guard:
+            self._arriving[index] += 1
+
     def discard(self, index: int, *, fetched: bool) -> None:
-        """Delete the bytes of a snapshot that is not in the catalogue. fetched: and which the app has not made."""
-        if not fetched:
-            with self._guard:
+        """Delete the bytes of a snapshot that is not in the catalogue. fetched: it had arrived, or failed to."""
+        with self._guard:
+            if fetched:
+                self._end_arrival(index)
+            else:
                 self._unrecorded.discard(index)
+            is_awaited = index in self._unrecorded or self._arriving[index] > 0
+        if not is_awaited:
             self._end_waiting(index, discarded=True)
         self.queue.put(Delete(index))
+
+    def _end_arrival(self, index: int) -> None:
+        self._arriving[index] -= 1
+        if self._arriving[index] <= 0:
+            del self._arriving[index]
 
     def recorded(self, snapshot: Snapshot) -> None:
         """The store's catalogue has it: older ones than the two newest may go."""
         with self._guard:
             self._catalogue[snapshot.index] = snapshot
             self._unrecorded.discard(snapshot.index)
+            self._end_arrival(snapshot.index)
         self._end_waiting(snapshot.index)
         self._collect()
 
@@ -243,8 +263,7 @@ class SnapshotKeeper(Worker):
             case Fold():
                 self._fold(item)
             case Delete():
-                if item.snapshot_index not in self._unrecorded:  # another one of that index, made meanwhile, stays
-                    self._delete(item.snapshot_index)
+                self._delete(item.snapshot_index)
             case _:
                 super().work(item)
         return found is not None and self._take(found)
@@ -284,10 +303,10 @@ class SnapshotKeeper(Worker):
             finish(work.waiting, [old.index if old is not None else 0] * len(work.waiting))
             return
         with self._guard:
-            copied = index in self._unrecorded
-            if copied:
+            is_there = index in self._unrecorded or self._arriving[index] > 0  # copied, or from the leader
+            if is_there:
                 self._wanted.setdefault(index, []).extend(work.waiting)
-        if copied:
+        if is_there:
             return  # its record tells of the bytes that are there: they must stay what they are
         try:
             with contextlib.ExitStack() as stack:
@@ -324,13 +343,16 @@ class SnapshotKeeper(Worker):
             self._collect()
 
     def _delete(self, index: int) -> None:
-        with self._guard:
-            if index in self._catalogue or index in self._forgetting:
-                return
-        try:
-            self._app.delete_snapshot(index)
-        except Exception:
-            log.exception("snapshot %d could not be deleted; the next start tries again", index)
+        """Unless what is there now is recorded, or may yet be: that was put in its place meanwhile."""
+        with self._deletion:
+            with self._guard:
+                wanted = self._unrecorded | self._catalogue.keys() | self._forgetting
+                if index in wanted or self._arriving[index] > 0:
+                    return
+            try:
+                self._app.delete_snapshot(index)
+            except Exception:
+                log.exception("snapshot %d could not be deleted; the next start tries again", index)
 
 
 def measure(chunks: Iterator[bytes]) -> tuple[int, int]:

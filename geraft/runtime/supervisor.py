@@ -633,11 +633,17 @@ class Supervisor:
     def fold_wanted(self) -> None:
         self._keeper.fold()
 
+    def arrives(self, index: int) -> None:
+        self._keeper.arrives(index)
+
     def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
         if snapshot is not None:
             self._put(SnapshotFetched(leader=fetch.leader, snapshot=snapshot))
         else:
             self._put(SnapshotFetchFailed(leader=fetch.leader, last_entry=fetch.last_entry))
+
+    def not_fetched(self, index: int) -> None:
+        self._keeper.discard(index, fetched=True)
 
     def installed(self, snapshot: Snapshot) -> None:
         self._dispatcher.send(signals.snapshot_installed, index=snapshot.index, size_bytes=snapshot.size_bytes)

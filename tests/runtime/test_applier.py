@@ -11,7 +11,7 @@ import pytest
 from runtime_parts import Gate, Journal, TamedStorage, in_thread, wait_until
 
 from geraft import sessions
-from geraft.core.entries import EntryBatch, EntryKind
+from geraft.core.entries import EntryBatch, EntryId, EntryKind
 from geraft.core.snapshots import Snapshot
 from geraft.errors import (
     AnswerForgotten,
@@ -23,7 +23,7 @@ from geraft.errors import (
     StorageCorrupt,
 )
 from geraft.records import encode_session_write
-from geraft.runtime.applier import Applier, ApplyWork, Readers
+from geraft.runtime.applier import Applier, ApplyWork, FetchWork, Readers
 from geraft.runtime.hub import Call, CallKind, SessionWrite, monotonic
 from geraft.runtime.pending import Proposal
 from geraft.runtime.snapshot_fetcher import SnapshotFetch
@@ -75,6 +75,12 @@ class Bench:
 
     def fold_wanted(self) -> None:
         self.told.append(("fold wanted", 0))
+
+    def arrives(self, index: int) -> None:
+        self.told.append(("arrives", index))
+
+    def not_fetched(self, index: int) -> None:
+        self.told.append(("not fetched", index))
 
     def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
         self.told.append(("fetched" if snapshot is not None else "failed", fetch.last_entry.index))
@@ -346,3 +352,11 @@ def test_reads_behind_one_that_hangs_are_bounded_and_end_with_the_node(monkeypat
     gate.open()
     assert answer(held) == b"done"
     assert running.stop(20)
+
+
+def test_the_bytes_of_a_fetch_are_told_of_before_they_come_and_when_they_are_of_no_use(bench: Bench) -> None:
+    fetch = SnapshotFetch("n2", EntryId(1, 5))
+    bench.applier.queue.put(FetchWork(fetch))
+    wait_until(lambda: bench.told == [("arrives", 5)])
+    fetch.cancel()
+    wait_until(lambda: bench.told == [("arrives", 5), ("not fetched", 5)])

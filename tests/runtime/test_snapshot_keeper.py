@@ -257,6 +257,83 @@ def test_a_fold_of_what_was_copied_leaves_the_copy_alone(desk: Desk) -> None:
     assert len(desk.made) == 1
 
 
+def test_a_fold_leaves_alone_what_has_come_from_the_leader(desk: Desk) -> None:
+    """The app may be at its index before its record is in the catalogue; the log before it is gone by then.
+
+    Found by the simulator: the fold failed and took the bytes along, and the catalogue told of a snapshot without any.
+    """
+    desk.keeper.arrives(3)
+    desk.app.held[3] = b"the leader's"
+    desk.applied = 3
+    waiter = Waiter()
+    desk.keeper.fold(waiter)
+    desk.settle()
+    assert desk.app.held == {3: b"the leader's"}
+    assert not waiter.done and not desk.made
+    desk.record(3)
+    assert waiter.result(20, TimeoutError) == 3
+    desk.keeper.arrives(4)
+    desk.app.held[4] = b"the leader's"
+    desk.applied = 4
+    second = Waiter()
+    desk.keeper.fold(second)
+    desk.settle()
+    desk.keeper.discard(4, fetched=True)
+    with pytest.raises(SnapshotFailed, match="ask again"):
+        second.result(20, TimeoutError)
+    desk.settle()
+    assert sorted(desk.app.held) == [3]
+
+
+def test_what_is_fetched_again_outlives_the_end_of_the_fetch_before(desk: Desk) -> None:
+    desk.keeper.arrives(3)
+    desk.app.held[3] = b"of one leader"
+    desk.keeper.arrives(3)
+    desk.keeper.discard(3, fetched=True)  # the first
+    desk.app.held[3] = b"of another one"
+    desk.settle()
+    assert desk.app.held == {3: b"of another one"}
+    desk.record(3)
+    desk.keeper.arrives(3)
+    desk.keeper.discard(3, fetched=True)  # a third one that was given up
+    desk.settle()
+    assert desk.app.held == {3: b"of another one"}
+    for index in (20, 30):
+        desk.app.held[index] = b"newer"
+        desk.record(index)
+    desk.keeper.forgotten(3)
+    desk.settle()
+    assert sorted(desk.app.held) == [20, 30]
+
+
+def test_nothing_arrives_while_the_one_before_is_being_deleted(desk: Desk) -> None:
+    deleting, gate = threading.Event(), threading.Event()
+    delete = desk.app.delete_snapshot
+
+    def delete_slowly(index: int) -> None:
+        deleting.set()
+        gate.wait(20)
+        delete(index)
+
+    desk.app.delete_snapshot = delete_slowly  # type: ignore[method-assign]
+    desk.app.held[3] = b"of no use"
+    desk.keeper.discard(3, fetched=True)
+    assert deleting.wait(20)
+
+    def fetch() -> None:
+        desk.keeper.arrives(3)
+        desk.app.held[3] = b"fetched"
+
+    fetching = threading.Thread(target=fetch)
+    fetching.start()
+    fetching.join(0.05)
+    assert fetching.is_alive()
+    gate.set()
+    fetching.join(20)
+    desk.settle()
+    assert desk.app.held == {3: b"fetched"}
+
+
 def test_a_snapshot_that_is_made_again_outlives_the_damaged_one_of_its_index(desk: Desk) -> None:
     """The app asks for one at the same entry when it is replayed; the store forgets the damaged one meanwhile."""
     desk.app.held[10] = b"made again"

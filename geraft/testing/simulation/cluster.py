@@ -49,7 +49,8 @@ CALM_SECONDS = 2.5
 CUT_OFF_SECONDS = 3.0
 """For how long a minority is cut off then, which must disturb nobody."""
 GAP_SECONDS_MAX = 4.0
-"""Between two calls of a client, where gaps are wanted in which a group rests."""
+"""Between two calls of a client: long enough for a group to rest, and so short that two of them, around a session that
+expired, fit into SERVED_SECONDS."""
 QUIET_SECONDS = 4.5
 """At the end: how long until the last caller has its answer."""
 LONG_PAUSE_SECONDS = 1.3
@@ -560,8 +561,7 @@ class Simulation:
 
     def gap_seconds(self) -> float:
         """Until a client asks for the next thing."""
-        seconds = self.rng.expovariate(self.calls_per_second)
-        return seconds if self.pulses is None else min(seconds, GAP_SECONDS_MAX)
+        return min(self.rng.expovariate(self.calls_per_second), GAP_SECONDS_MAX)
 
     def turn_seconds(self) -> float:
         return self.rng.random() * self.turn_mean

@@ -822,6 +822,9 @@ class SimulatedServer:
         if self.guest is not None and guests is not None:
             self.guest.compare_snapshot(index, guests)
 
+    def arrives(self, index: int) -> None:
+        self._keeper.arrives(index)
+
     def fetched(self, fetch: SnapshotFetch, snapshot: Snapshot | None) -> None:
         if fetch is self._arrives_damaged:
             assert snapshot is None, f"{self.id} takes snapshot {fetch.last_entry.index}, which came damaged"
@@ -830,6 +833,9 @@ class SimulatedServer:
             self._tell(SnapshotFetched(leader=fetch.leader, snapshot=snapshot))
         else:
             self._tell(SnapshotFetchFailed(leader=fetch.leader, last_entry=fetch.last_entry))
+
+    def not_fetched(self, index: int) -> None:
+        self._keeper.discard(index, fetched=True)
 
     def installed(self, snapshot: Snapshot) -> None:
         assert snapshot.index > self._applied_index, f"{self.id} installs {snapshot.index} over {self._applied_index}"
