@@ -1,8 +1,9 @@
 """Simulate clusters whose code is broken in one place: python broken_clusters.py FILE, which holds a JSON list of
-[file below geraft/, old text, new text, first seed, last seed, nodes, step, resting]. A step of 5 from 4 on plays those
-seeds in which members come and go; resting: whether the nodes are of one group among many, and rest when idle.
+[file below geraft/, old text, new text, first seed, last seed, nodes, step, resting, the seed to try first or null]. A
+step of 5 from 4 on plays those seeds in which members come and go; resting: whether the nodes are of one group among
+many, and rest when idle.
 
-Prints a JSON line for each, in order: [the first seed that found it or null, what it found, CPU seconds].
+Prints a JSON line for each, in order: [the seed that found it or null, what it found, CPU seconds].
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from broken_package import break_in_one_place, in_a_fork
 
 
 def campaign(
-    file: str, old: str, new: str, first: int, last: int, nodes: int, step: int, resting: bool
+    file: str, old: str, new: str, first: int, last: int, nodes: int, step: int, resting: bool, likely: int | None
 ) -> tuple[int | None, str, float]:
-    """The first seed that finds the mistake."""
+    """The seed that finds the mistake: the likely one, or the first that does."""
     break_in_one_place(file, old, new)
     from geraft.testing.simulation import Simulation, SimulationFailed
 
     found: tuple[int | None, str] = None, ""
-    for seed in range(first, last + 1, step):
+    seeds = range(first, last + 1, step)
+    for seed in [likely, *seeds] if likely in seeds else seeds:
         try:
             Simulation(seed, nodes=nodes, resting=resting).run()
         except SimulationFailed as failure:
