@@ -56,8 +56,9 @@ def answer(asked: tuple[str, Any], nodes: dict[str, RaftNode], leaders: dict[str
         case ("led", _):  # asked while elections are under way: costs no node anything
             leads = [group for group, leader in leaders.copy().items() if leader == id]
             return sum(map(bool, leaders.copy().values())), leads
-        case ("all rest", _):
-            return all("rests" in node.status().explanation for node in nodes.values())
+        case ("who is awake", _):
+            said = {group: node.status().explanation for group, node in nodes.items()}
+            return [f"{id} of {group}: {sentence}" for group, sentence in said.items() if "rests" not in sentence]
         case ("use", _):
             used = resource.getrusage(resource.RUSAGE_SELF)
             with open("/proc/self/status") as file:
@@ -96,10 +97,10 @@ def wait_until_led(pipes: list[Connection], groups: int, limit_seconds: float) -
 
 def wait_until_all_rest(pipes: list[Connection], limit_seconds: float) -> float:
     started = time.monotonic()
-    while not all(ask(pipes, "all rest")):
+    while awake := [sentence for said in ask(pipes, "who is awake") for sentence in said]:
         if time.monotonic() - started > limit_seconds:
-            raise SystemExit(f"some groups do not rest after {limit_seconds} s")
-        time.sleep(0.5)
+            raise SystemExit(f"{len(awake)} nodes do not rest after {limit_seconds} s: {'; '.join(awake[:3])}")
+        time.sleep(1.0)
     return time.monotonic() - started
 
 

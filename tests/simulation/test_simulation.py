@@ -40,6 +40,14 @@ def test_clusters_keep_their_promises_and_recover(nodes: int) -> None:
         Simulation(seed, nodes=nodes, seconds=10).run()
 
 
+def test_the_first_step_of_a_life_is_judged_like_any_other() -> None:
+    simulation = Simulation(1, nodes=3)
+    server = simulation.servers["1"]
+    server.start(simulation.settings)
+    assert server.raft is not None
+    assert server.raft.seen == server.raft.compared() != ()
+
+
 def test_a_hub_in_the_thread_makes_no_difference() -> None:
     alone = Simulation(2, nodes=3, seconds=10).run().counters
     gevent.sleep(0)  # makes one; code that asks for it would wait for it to run

@@ -159,20 +159,33 @@ def voters_of(configuration: Configuration) -> set[str]:
 class Watched(Raft):
     """A Raft whose every step is judged.
 
-    seen: its state after the last step, as far as it is compared. reads_asked: by token, what was committed and who led
-    when the read came in.
+    seen: its state after the last step, or when it was started, as far as it is compared. reads_asked: by token, what
+    was committed and who led when the read came in.
     """
 
     server: SimulatedServer
-    seen: tuple[Any, ...] = ()
 
     def __init__(self, **state: Any) -> None:
         super().__init__(**state)
+        self.seen = self.compared()
         self.reads_asked: dict[int, tuple[int, int, bool]] = {}
         self.leads_since = 0.0
         self.change_began_at = 0  # the end of the log when the change was asked for that is under way
         self.configuration_told = self.log.configuration_index  # index of the one that others were told is in force
         self.removed_by = 0  # index of the configuration that it was told leaves it out
+
+    def compared(self) -> tuple[Any, ...]:
+        log = self.log
+        return (
+            self.commit_index,
+            self.last_applied,
+            log.last_entry,
+            log.configuration_index,
+            self.durable_index,
+            self.role,
+            self.term,
+            self.voted_for,
+        )
 
     def step(self, event: Event) -> list[Effect]:
         effects = super().step(event)
@@ -250,16 +263,7 @@ class Referee:
             self._log_step(raft.id, event, effects)
         log = raft.log
         before = raft.seen
-        raft.seen = after = (
-            raft.commit_index,
-            raft.last_applied,
-            log.last_entry,
-            log.configuration_index,
-            raft.durable_index,
-            raft.role,
-            raft.term,
-            raft.voted_for,
-        )
+        raft.seen = after = raft.compared()
         kind = type(event)
         if after != before or kind not in CALM:
             self.history.check(raft)
@@ -267,8 +271,7 @@ class Referee:
                 raise InvariantBroken(
                     f"{raft.id} follows {raft.leader_id} in term {raft.term}, whose leader is not that one"
                 )
-            if before:
-                self._moved(raft, before)
+            self._moved(raft, before)
         self._before = before
         judges = self._judge_effect
         for effect in effects:
