@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import gevent
 
@@ -133,17 +133,21 @@ class SharedRuntime:
 
     def _let_go(self, timeout_seconds: float) -> None:
         deadline = monotonic() + timeout_seconds
+        quarter_seconds = timeout_seconds / 4
         hub, carrier, server = self._hub, self._carrier, self._server
-        try:
-            if hub is not None:
-                hub.call(gevent.killall, self._greenlets, timeout_seconds=timeout_seconds / 4)
-            if hub is not None and carrier is not None:
-                carrier.health.end()
-                mode_for(hub).call(carrier.close, timeout_seconds=timeout_seconds / 4)
-            if server is not None:
-                server.stop(min(0.5, timeout_seconds / 4), timeout_seconds / 2)
-        except GeraftError as error:
-            log.warning("the host did not stop in time: %s", error)
+        steps: list[Callable[[], object]] = []
+        if hub is not None:
+            steps.append(lambda: hub.call(gevent.killall, self._greenlets, timeout_seconds=quarter_seconds))
+        if hub is not None and carrier is not None:
+            steps.append(carrier.health.end)
+            steps.append(lambda: mode_for(hub).call(carrier.close, timeout_seconds=quarter_seconds))
+        if server is not None:
+            steps.append(lambda: server.stop(min(0.5, quarter_seconds), 2 * quarter_seconds))
+        for step in steps:
+            try:
+                step()
+            except GeraftError as error:  # what comes after it must end all the same: others still take us for alive
+                log.warning("the host did not stop in time: %s", error)
         self.storage_pool.end_soon()
         self.app_pool.end_soon()
         if hub is not None:

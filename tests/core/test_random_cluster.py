@@ -391,7 +391,7 @@ def test_members_come_and_go_under_faults() -> None:
     assert changes_done > 12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_more_seeds() -> None:
     first = random.SystemRandom().randrange(10**6)
     for seed in range(first, first + 60):

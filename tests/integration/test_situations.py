@@ -102,7 +102,8 @@ def test_a_slow_node_that_is_paused_four_times_under_2000_writes_catches_up(tmp_
         assert (cluster.leader(), cluster.status(leader).term) == (leader, term), "its return unseats nobody"
 
 
-@pytest.mark.parametrize("size", [1, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("size", [1, 3])
 def test_a_value_of_100_mb_goes_through_replication_and_through_a_snapshot(tmp_path: Path, size: int) -> None:
     with Cluster(tmp_path, size, options=("--trailing-entries", "0")) as cluster, cluster.client(90) as client:
 

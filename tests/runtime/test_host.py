@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import gevent
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -138,7 +140,7 @@ def test_when_the_process_of_its_leader_ends_a_resting_group_elects_another(host
     hosts.rests("a")
     leader = hosts.leader("a")
     before = leader.status().term
-    hosts.hosts[leader.id]._shared._let_go(2.0)  # as a process that dies: no hand-over, all its streams break
+    hosts.hosts[leader.id]._shared._let_go(20.0)  # as a process that dies: no hand-over, all its streams break
     others = [hosts.node("a", id) for id in IDS if id != leader.id]
     wait_until(lambda: any(node.status().role == "leader" for node in others))
     assert others[0].apply(b"x", timeout_seconds=20)
@@ -157,6 +159,17 @@ def test_a_leader_that_stops_hands_over_although_all_rest(hosts: Hosts) -> None:
     hosts.rests("b")
     with pytest.raises(NodeStopped):
         leader.apply(b"x")
+
+
+def test_a_host_that_does_not_stop_in_time_lets_go_of_its_port_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    (address,) = free_addresses(1)
+    name, _, port = address.rpartition(":")
+    host = RaftHost(address, config=QUICK).start()
+    socket.create_connection((name, int(port)), 5).close()
+    monkeypatch.setattr(gevent, "killall", lambda greenlets: gevent.sleep(2))
+    host.stop(2.0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((name, int(port)), 5)
 
 
 def test_a_node_that_fails_while_it_leads_and_rests_lets_the_others_know(hosts: Hosts) -> None:
