@@ -69,15 +69,20 @@ class BrokenModule(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 def break_in_one_place(file: str, old: str, new: str) -> None:
     """From now on whoever imports geraft here gets it so.
 
-    What was imported of it before and can know the file is forgotten: all, or for a file of runtime or transport those
-    two, and what tests with them.
+    What was imported of it before and can know the file is forgotten: all but the generated code, or for a file of
+    runtime or transport those two, and what tests with them. The package itself, if forgotten, comes back bare: of all
+    that it offers only what a test wants is imported again.
     """
     sys.path.insert(0, str(ROOT))
     sys.meta_path.insert(0, BrokenModule(file, old, new))
     around = ("geraft.runtime", "geraft.transport", "geraft.testing")
     forgotten = around if f"geraft.{file.split('/')[0]}" in around else ("geraft",)
     for name in [name for name in sys.modules if f"{name}.".startswith(tuple(f"{each}." for each in forgotten))]:
-        del sys.modules[name]
+        if not name.startswith("geraft.pb"):
+            del sys.modules[name]
+    if "geraft" in forgotten:
+        bare = sys.modules["geraft"] = ModuleType("geraft")
+        bare.__path__ = [str(ROOT / "geraft")]
 
 
 def in_a_fork(run: Callable[..., Any], *args: Any) -> Any:
