@@ -122,7 +122,7 @@ def failed_tests(file: str, old: str, new: str, tests: list[str]) -> list[str]:
 
     break_in_one_place(file, old, new)
     failed, said = _Failed(), io.StringIO()
-    options = ["-q", "--noconftest", "--assert=plain", "--tb=short", "-p", "no:cacheprovider", "-c", os.devnull]
+    options = ["-q", "--noconftest", "--assert=plain", "--tb=native", "-p", "no:cacheprovider", "-c", os.devnull]
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = pytest.main([*options, *tests], plugins=[failed])
     assert code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), said.getvalue()
@@ -152,9 +152,11 @@ def noticed_by(mutations: Sequence[Mutation], room: str, tests: Path, directory:
 if __name__ == "__main__":
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.path.insert(0, str(ROOT))
-    import pytest  # noqa: F401
+    import pytest
 
     import geraft  # noqa: F401  (most of it is loaded once)
 
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        pytest.main(["--version"])  # loads what every run of pytest needs
     for job in json.loads(Path(sys.argv[1]).read_text()):
         print(json.dumps(in_a_fork(failed_tests, *job)), flush=True)
