@@ -5,16 +5,19 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from geraft import MemoryRepository, MemoryStorage, RaftNode, to_raft_app
+from geraft import Config, MemoryRepository, MemoryStorage, RaftNode, to_raft_app
 from geraft.cli import main
 from geraft.cli.cluster import free_addresses
 from geraft.kv import KeyValueApp
 from geraft.testing.cluster import wait_until
 
+PATIENT = Config(acceptable_pause_seconds=3.0)
+"""Nobody is to campaign by themselves because the machine has much to do."""
+
 
 def node(id: str, address: str, **arguments: object) -> RaftNode:
     app = to_raft_app(KeyValueApp(), MemoryRepository())
-    return RaftNode(app, MemoryStorage(), id=id, listen=address, **arguments)  # type: ignore[arg-type]
+    return RaftNode(app, MemoryStorage(), id=id, listen=address, config=PATIENT, **arguments)  # type: ignore[arg-type]
 
 
 def geraft(*arguments: str) -> str:
