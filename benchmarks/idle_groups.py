@@ -54,8 +54,8 @@ def serve(pipe: Connection, id: str, members: dict[str, str], groups: int, folde
 def answer(asked: tuple[str, Any], nodes: dict[str, RaftNode], leaders: dict[str, str], id: str) -> Any:
     match asked:
         case ("led", _):  # asked while elections are under way: costs no node anything
-            leads = [group for group, leader in leaders.copy().items() if leader == id]
-            return sum(map(bool, leaders.copy().values())), leads
+            now = leaders.copy()
+            return sum(map(bool, now.values())), [group for group, leader in now.items() if leader == id]
         case ("who is awake", _):
             said = {group: node.status().explanation for group, node in nodes.items()}
             return [f"{id} of {group}: {sentence}" for group, sentence in said.items() if "rests" not in sentence]

@@ -104,7 +104,7 @@ class SnapshotKeeper(Worker):
     def arrives(self, index: int) -> None:
         """A fetched snapshot is about to be stored: its bytes stay as they are until it is recorded or discarded.
 
-        Blocks while an earlier one of that index is being deleted.
+        Blocks while another one is being deleted, which may have that index.
         """
         with self._deletion, self._guard:
             self._arriving[index] += 1
@@ -116,10 +116,14 @@ class SnapshotKeeper(Worker):
                 self._end_arrival(index)
             else:
                 self._unrecorded.discard(index)
-            is_awaited = index in self._unrecorded or self._arriving[index] > 0
+            is_awaited = self._may_be_recorded(index)
         if not is_awaited:
             self._end_waiting(index, discarded=True)
         self.queue.put(Delete(index))
+
+    def _may_be_recorded(self, index: int) -> bool:
+        """Whether there are bytes, made here or the leader's, of which a record is on its way. With the guard held."""
+        return index in self._unrecorded or self._arriving[index] > 0
 
     def _end_arrival(self, index: int) -> None:
         self._arriving[index] -= 1
@@ -303,7 +307,7 @@ class SnapshotKeeper(Worker):
             finish(work.waiting, [old.index if old is not None else 0] * len(work.waiting))
             return
         with self._guard:
-            is_there = index in self._unrecorded or self._arriving[index] > 0  # copied, or from the leader
+            is_there = self._may_be_recorded(index)
             if is_there:
                 self._wanted.setdefault(index, []).extend(work.waiting)
         if is_there:
@@ -346,8 +350,7 @@ class SnapshotKeeper(Worker):
         """Unless what is there now is recorded, or may yet be: that was put in its place meanwhile."""
         with self._deletion:
             with self._guard:
-                wanted = self._unrecorded | self._catalogue.keys() | self._forgetting
-                if index in wanted or self._arriving[index] > 0:
+                if index in self._catalogue or index in self._forgetting or self._may_be_recorded(index):
                     return
             try:
                 self._app.delete_snapshot(index)
