@@ -10,8 +10,9 @@ import pytest
 from runtime_parts import QUICK, wait_until
 
 from geraft import Config, MakeSnapshot, MemoryRepository, MemoryStorage, RaftApp, RaftNode, SimpleRaftApp, signals
-from geraft.errors import ConfigError, NodeStopped, Rejected, SnapshotFailed, StorageCorrupt
+from geraft.errors import ConfigError, NodeStopped, Rejected, SnapshotFailed, StorageCorrupt, StorageFailed
 from geraft.runtime.hub import Call, CallKind, SessionWrite, monotonic
+from geraft.runtime.snapshot_keeper import Delete
 from geraft.simple import to_raft_app
 from geraft.testing.cluster import free_addresses
 
@@ -131,6 +132,40 @@ def test_a_node_that_lags_too_far_becomes_the_state_of_the_leaders_snapshot(memb
     node = late.start()
     assert late.app.words[-1] in (b"enough!", b"after")
     leader_of(one, late).apply(b"more", timeout_seconds=20)
+
+
+def test_what_is_fetched_stays_until_it_is_outdated_whatever_was_deleted_or_failed_before(
+    members: dict[str, Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, late = members.values()
+    one.start()
+    other.start()
+    leader = leader_of(one, other)
+    index = int(leader.apply(b"enough!"))
+    wait_until(lambda: leader.status().log_base_index == index)
+    save, attempts = late.repository.save, []
+
+    def save_at_the_second_attempt(snapshot_index: int, chunks: Iterable[bytes]) -> None:
+        save(snapshot_index, chunks)
+        attempts.append(snapshot_index)
+        if len(attempts) == 1:
+            raise StorageFailed("no room")
+        assert late.node is not None
+        keeper = late.node._supervisor._keeper
+        keeper.queue.put(Delete(snapshot_index))  # of an earlier one, which had to wait
+        keeper.run(lambda: None, 20, lambda: TimeoutError("the keeper hangs"))
+
+    monkeypatch.setattr(late.repository, "save", save_at_the_second_attempt)
+    node = late.start()
+    wait_until(lambda: node.status().snapshot_index == index)
+    assert attempts == [index, index]
+    assert late.repository.indexes() == [index]
+    monkeypatch.undo()
+    for word in (b"b!", b"c!"):
+        leader.apply(word)
+        wait_until(lambda: node.status().snapshot_index == leader.status().commit_index)
+    wait_until(lambda: len(late.repository.indexes()) == 2)
+    assert index not in late.repository.indexes()
 
 
 def test_a_fold_leads_to_the_same_state_as_the_log(alone: Member) -> None:
