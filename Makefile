@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 VERSIONS := 3.11 3.12 3.13
 # The files of tests are shared out among two processes; each stays whole, as its tests may share a cluster.
 SIDE_BY_SIDE := -n 2 --dist loadfile
+# Tests start hundreds of processes: where the environment forbids to keep bytecode, each would compile geraft anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-long test-all prove fuzz lint types verify fix proto bench clean

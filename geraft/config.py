@@ -108,17 +108,21 @@ class Config:
                 " or a command that was taken could never be sent"
             )
 
+    @classmethod
+    def of(cls, settings: Mapping[str, float]) -> Config:
+        """A config with these values, as they come from a command line or a file: by name, a whole number as a float
+        too. Raises ConfigError, which names what is wrong.
+        """
+        return replace(cls(), **_declared(settings))
+
     def tuned(self, changes: Mapping[str, float]) -> Config:
         """This config with other values for some of its tunable settings. Raises ConfigError, which names what is
         wrong: a setting that does not exist or is only read at the start, or a value that does not go with the others.
         """
-        known = {setting.name: setting for setting in fields(self)}
-        for name in changes:
-            if name not in known:
-                raise ConfigError(f"there is no setting {name!r}; there are {', '.join(known)}")
-            if not is_tunable(known[name]):
-                raise ConfigError(f"{name} is read when a node starts: change its Config and restart the node")
-        declared: dict[str, Any] = {name: _as_declared(known[name], value) for name, value in changes.items()}
+        declared = _declared(changes)
+        for setting in fields(self):
+            if setting.name in declared and not is_tunable(setting):
+                raise ConfigError(f"{setting.name} is read when a node starts: change its Config and restart the node")
         return replace(self, **declared)
 
 
@@ -140,6 +144,15 @@ def is_tunable(setting: Field[Any]) -> bool:
 def is_same_on_all(setting: Field[Any]) -> bool:
     """Whether all nodes of a cluster should have the same value of this field of Config."""
     return bool(setting.metadata.get("cluster"))
+
+
+def _declared(settings: Mapping[str, float]) -> dict[str, Any]:
+    """The same, of the types that Config declares. Raises ConfigError for a name that it does not have."""
+    known = {setting.name: setting for setting in fields(Config)}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"there is no setting {name!r}; there are {', '.join(known)}")
+    return {name: _as_declared(known[name], value) for name, value in settings.items()}
 
 
 def _as_declared(setting: Field[Any], value: float) -> float:

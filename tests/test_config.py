@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from geraft import Config
 from geraft.errors import ConfigError
+
+ALL = [field.name for field in dataclasses.fields(Config)]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,28 @@ def test_a_wrong_setting_is_refused_by_name(settings: dict[str, Any], sentence: 
 
 def test_times_may_be_whole_numbers_and_sizes_floats_without_a_fraction() -> None:
     assert Config(election_timeout_seconds=2, append_bytes_max=1e6).append_bytes_max == 1e6
+
+
+def test_a_config_is_made_of_settings_by_name() -> None:
+    """As a command line has them: each is a float."""
+    config = Config.of({"election_timeout_seconds": 2.0, "trailing_entries": 7.0, "read_threads": 2.0})
+    assert config == Config(election_timeout_seconds=2, trailing_entries=7, read_threads=2)
+    assert (type(config.trailing_entries), type(config.read_threads)) == (int, int)
+    assert Config.of({}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"no_such": 1}, f"there is no setting 'no_such'; there are {', '.join(ALL)}$"),
+        ({"phi_threshold": 9, "trailing_entries": 7.5}, "trailing_entries must be a whole number, not 7.5"),
+        ({"heartbeat_interval_seconds": 0.5}, "at least four times"),
+        ({"phi_threshold": float("nan")}, "phi_threshold must be a number"),
+    ],
+)
+def test_what_no_config_can_be_made_of_is_said_by_name(settings: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Config.of(settings)
 
 
 def test_a_config_is_tuned_as_a_whole_or_not_at_all() -> None:

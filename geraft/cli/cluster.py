@@ -130,7 +130,7 @@ class NodeProcess:
 class LocalCluster:
     """Nodes n1, n2, ... on loopback, each with its data below `directory`; a context manager that always ends them.
 
-    inside: ids of the nodes that run inside this process, and are not started here.
+    inside: ids of the nodes that run inside this process, and are not started here. options: more of geraft serve.
     """
 
     def __init__(
@@ -142,6 +142,7 @@ class LocalCluster:
         sync: str = "full",
         log_level: str = "info",
         inside: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
     ) -> None:
         self.members = {f"n{number}": address for number, address in enumerate(free_addresses(count), start=1)}
         self.directory = directory
@@ -154,7 +155,7 @@ class LocalCluster:
                 [
                     *("--id", node_id, "--bootstrap", join_members(list(self.members.items()))),
                     *("--data-dir", str(directory / node_id), "--storage", storage, "--sync", sync),
-                    *("--log-level", log_level),
+                    *("--log-level", log_level, *options),
                 ],
                 directory / f"{node_id}.log",
             )

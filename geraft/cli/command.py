@@ -125,6 +125,25 @@ class Members(click.ParamType[dict[str, str]]):
         return members
 
 
+class Change(click.ParamType[tuple[str, float]]):
+    """NAME=VALUE: a setting of Config and a number."""
+
+    name = "NAME=VALUE"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, number = str(value).partition("=")
+        try:
+            if not name or not equals:
+                raise ValueError
+            return name, float(number)
+        except ValueError:
+            self.fail(f"{value!r} is not of the form NAME=VALUE, with a number for VALUE", parameter, context)
+
+
 class Dial(click.ParamType[dict[str, str]]):
     """host:port=host:port,...: by which address another one is reached."""
 

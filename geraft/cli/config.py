@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geraft.cli.command import Failed, cluster_options, one_line, timeout_option
+from geraft.cli.command import Change, Failed, cluster_options, one_line, timeout_option
 from geraft.cli.status import collect
 from geraft.errors import GeraftError
 
@@ -92,14 +92,18 @@ def _number(value: float | None) -> str:
 
 
 @config.command(name="set")
-@click.argument("changes", nargs=-1, required=True, metavar="NAME=VALUE...")
+@click.argument("changes", nargs=-1, required=True, type=Change(), metavar="NAME=VALUE...")
 @cluster_options
 @_node_option
 @timeout_option
 def set_(
-    changes: tuple[str, ...], seeds: tuple[str, ...], group: str, node_address: str | None, timeout_seconds: float
+    changes: tuple[tuple[str, float], ...],
+    seeds: tuple[str, ...],
+    group: str,
+    node_address: str | None,
+    timeout_seconds: float,
 ) -> None:
-    """Change settings on every member while it runs, until it restarts.
+    """Change settings on every member while it runs, until it restarts: geraft serve --set is for its start.
 
     A member takes all changes or none, and goes by them when its line is printed. Nothing is changed unless all members
     answer; if one then refuses, the verb stops there, exits with 1 and says which have changed.
@@ -111,7 +115,7 @@ def set_(
     """
     from geraft.client import Client
 
-    wanted = dict(_change(text) for text in changes)
+    wanted = dict(changes)
     with Client(seeds, timeout_seconds, group=group) as client:
         nodes = _nodes(seeds, group, node_address, timeout_seconds)
         order = _order(client, nodes, wanted) if len(nodes) > 1 else list(nodes)
@@ -124,16 +128,6 @@ def set_(
                 raise Failed(f"{node} at {nodes[node]}: {one_line(error)}{so_far}") from None
             done.append(node)
             click.echo(f"{node} at {nodes[node]}: " + ", ".join(f"{k}={_number(v)}" for k, v in wanted.items()))
-
-
-def _change(text: str) -> tuple[str, float]:
-    name, equals, value = text.partition("=")
-    try:
-        if not name or not equals:
-            raise ValueError
-        return name, float(value)
-    except ValueError:
-        raise click.UsageError(f"{text!r} is not of the form NAME=VALUE, with a number for VALUE") from None
 
 
 def _nodes(seeds: tuple[str, ...], group: str, node_address: str | None, timeout_seconds: float) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 from gevent import monkey
 
-from geraft.cli.command import Address, Addresses, AppFactory, Dial, Failed, Members
+from geraft.cli.command import Address, Addresses, AppFactory, Change, Dial, Failed, Members
 
 if TYPE_CHECKING:
     from geraft.app import RaftApp
@@ -115,6 +115,15 @@ STORAGES = [*LOG_NAMES, "memory"]
     help="Entries to keep in the log behind the newest snapshot.",
 )
 @click.option(
+    "--set",
+    "settings",
+    type=Change(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of Config, such as election_timeout_seconds=2; again for each further one. All that geraft config"
+    " get lists can be set, and goes before what another option says.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="warning",
@@ -146,6 +155,7 @@ def serve(
     snapshot_every: int,
     compaction_interval_seconds: float,
     trailing_entries: int,
+    settings: tuple[tuple[str, float], ...],
     log_level: str,
     callers: Path | None,
     until_stdin_closes: bool,
@@ -209,7 +219,13 @@ def serve(
     load_plugins()
     if factory is None:
         factory = partial(KeyValueApp, snapshot_every=snapshot_every)
-    config = Config(compaction_interval_seconds=compaction_interval_seconds, trailing_entries=trailing_entries)
+    config = Config.of(
+        {
+            "compaction_interval_seconds": compaction_interval_seconds,
+            "trailing_entries": trailing_entries,
+            **dict(settings),
+        }
+    )
     place = f"its data in {data_dir}" if storage != "memory" else "its data in memory"
     if groups:
         at = listen or advertise or (bootstrap or {}).get(node_id, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from cli_processes import Command, assert_one_line, environment, geraft_command
+from click.testing import CliRunner
 
+from geraft.cli import main
 from geraft.cli.cluster import free_addresses
 from geraft.cli.serve import LOG_NAMES
 from geraft.client import Client
@@ -60,13 +63,41 @@ def test_it_keeps_what_it_was_given_over_a_restart_without_the_list(
     if storage == "rocksdb":
         pytest.importorskip("rocksdict")
     (address,) = free_addresses(1)
-    for arguments in (["--bootstrap", f"n1={address}"], []):
+    ask = ("--seeds", address, "--timeout", "20")
+    settings = ("--set", "election_timeout_seconds=2", "--set", "trailing_entries=7", "--trailing-entries", "9")
+    wanted = ("election_timeout_seconds", "trailing_entries")
+    for arguments in (["--bootstrap", f"n1={address}", *settings], []):
         with serving("--id", "n1", "--data-dir", str(tmp_path), "--storage", storage, *arguments) as process:
             ready_line(process)
+            got = CliRunner().invoke(main, ["config", "get", *wanted, "--json", *ask])
+            assert got.exit_code == 0, got.stderr
             if arguments:
-                assert geraft("kv", "put", "color", "green", "--seeds", address).returncode == 0
+                assert geraft("kv", "put", "color", "green", *ask).returncode == 0
+                assert json.loads(got.stdout) == {"n1": {"election_timeout_seconds": 2, "trailing_entries": 7}}
             else:
-                assert geraft("kv", "get", "color", "--seeds", address).stdout == "green"
+                assert geraft("kv", "get", "color", *ask).stdout == "green"
+                assert json.loads(got.stdout) == {"n1": {"election_timeout_seconds": 1, "trailing_entries": 10_000}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "said"),
+    [
+        ("no_such=1", 1, "there is no setting 'no_such'; there are heartbeat_interval_seconds, "),
+        ("election_timeout_seconds=long", 2, "'election_timeout_seconds=long' is not of the form NAME=VALUE"),
+        ("trailing_entries", 2, "'trailing_entries' is not of the form NAME=VALUE"),
+        ("heartbeat_interval_seconds=0.5", 1, "must be at least four times heartbeat_interval_seconds"),
+    ],
+)
+def test_a_setting_that_can_not_be_is_refused_before_anything_is_made(
+    tmp_path: Path, geraft: Command, setting: str, code: int, said: str
+) -> None:
+    (address,) = free_addresses(1)
+    place = ("--id", "n1", "--bootstrap", f"n1={address}", "--data-dir", str(tmp_path / "n1"))
+    refused = geraft("serve", *place, "--set", "trailing_entries=7", "--set", setting)
+    assert (refused.returncode, refused.stdout) == (code, "")
+    assert_one_line(refused.stderr)
+    assert said in refused.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_advertise_and_listen_name_this_node_in_the_list(tmp_path: Path, geraft: Command) -> None:
@@ -78,7 +109,7 @@ def test_advertise_and_listen_name_this_node_in_the_list(tmp_path: Path, geraft:
         *("--bootstrap", f"n2={others}"),
     ) as process:
         ready_line(process)
-        done = geraft("status", "--seeds", address)
+        done = geraft("status", "--seeds", address, "--timeout", "10")
         assert address in done.stdout and others in done.stdout
 
 
@@ -145,8 +176,8 @@ def test_it_runs_an_app_of_the_users_own(tmp_path: Path) -> None:
     for total in (b"5", b"10"):  # the second time over what the first one left
         with serving(*arguments, directory=tmp_path) as process:
             ready_line(process)
-            with Client(address) as client:
-                assert client.apply(b"5", timeout_seconds=20) == total
+            with Client(address, timeout_seconds=20) as client:
+                assert client.apply(b"5") == total
                 assert client.read(b"") == total
 
 
