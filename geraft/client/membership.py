@@ -18,6 +18,8 @@ from geraft.core.membership import (
     ReplaceMembers,
 )
 from geraft.errors import (
+    GeraftError,
+    MembershipPending,
     MembershipRefused,
     NodeStopped,
     NoLeader,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 0.02
 RETRY_SECONDS_MAX = 0.1
 """Pauses before the second repetition and later ones: from, doubling, to. The first one asks around at once."""
+PENDING_SECONDS = 0.2
+"""Pause before we ask again, if a change is under way that may be our own."""
 ANSWER_SECONDS = 0.1
 """How much longer than a wish may take we wait for the server's answer, which knows the reason."""
 CHANGE_SECONDS = 30.0
@@ -98,29 +102,46 @@ class MembershipCalls(ABC):
         self._fulfil(Change(change, monotonic() + timeout_seconds))
 
     def _fulfil(self, wish: Wish) -> None:
-        gateway = self._gateway
+        changes = isinstance(wish, Change)
         uncertain = False
         for attempt in count():
-            address = self._someone(attempt, wish.deadline)
+            address = ""
             method, record = encode_wish(wish, forwarded=False)
-            kind = pb.TransferLeadershipRep if isinstance(wish, Transfer) else pb.MembershipRep
+            kind = pb.MembershipRep if changes else pb.TransferLeadershipRep
             try:
-                gateway.ask(address, method, record, kind, wish.deadline + ANSWER_SECONDS)
-            except (NotLeader, NoLeader, NodeStopped, Unreachable, UnknownGroup, OutcomeUnknown) as error:
-                if isinstance(error, Unreachable | UnknownGroup):
-                    gateway.unreachable(address)
-                gateway.not_leader(address, error.leader_address if isinstance(error, NotLeader) else "")
-                gateway.check()  # a client that was closed meanwhile says so
-                uncertain = uncertain or isinstance(error, Unreachable | OutcomeUnknown)
-                if monotonic() + RETRY_SECONDS_MAX >= wish.deadline:
-                    raise
-                sleep(_pause(attempt))
+                address = self._someone(attempt, wish.deadline)
+                self._gateway.ask(
+                    address, method, record, kind, wish.deadline + ANSWER_SECONDS, changes_something=changes
+                )
             except MembershipRefused:
                 if uncertain and self._is_out(wish):
                     return  # an earlier attempt did it
                 raise
+            except MembershipPending as error:
+                if not uncertain:
+                    raise
+                self._pause_before(wish, PENDING_SECONDS, error, uncertain)  # the change may be ours
+            except (NotLeader, NoLeader, NodeStopped, Unreachable, UnknownGroup, OutcomeUnknown) as error:
+                uncertain = uncertain or (changes and isinstance(error, OutcomeUnknown))
+                if address:
+                    self._look_elsewhere(address, error)
+                    self._pause_before(wish, _pause(attempt), error, uncertain)
+                else:
+                    raise _final(error, uncertain) from None
             else:
                 return
+
+    def _pause_before(self, wish: Wish, seconds: float, error: GeraftError, uncertain: bool) -> None:
+        """Before the wish is repeated. Raises what it came to if there is no time for that."""
+        if monotonic() + max(seconds, RETRY_SECONDS_MAX) >= wish.deadline:
+            raise _final(error, uncertain) from None
+        sleep(seconds)
+
+    def _look_elsewhere(self, address: str, error: GeraftError) -> None:
+        if isinstance(error, Unreachable | UnknownGroup):
+            self._gateway.unreachable(address)
+        self._gateway.not_leader(address, error.leader_address if isinstance(error, NotLeader) else "")
+        self._gateway.check()  # a client that was closed meanwhile says so
 
     def _someone(self, attempt: int, deadline: float) -> str:
         """The leader if it is known, else another server at each attempt: one that was removed answers too."""
@@ -141,6 +162,13 @@ class MembershipCalls(ABC):
     @abstractmethod
     def cluster_info(self, timeout_seconds: float | None = None) -> ClusterInfo:
         """Who leads and who is a member, as far as the server knows that answers first."""
+
+
+def _final(error: GeraftError, uncertain: bool) -> GeraftError:
+    """What the caller gets. uncertain: an attempt was not answered."""
+    if not uncertain or isinstance(error, OutcomeUnknown):
+        return error
+    return OutcomeUnknown(f"an answer was lost, so it may still be done: look at the members; at last: {error}")
 
 
 def _pause(attempt: int) -> float:
