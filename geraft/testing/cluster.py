@@ -27,14 +27,22 @@ from typing import IO, Self, TypeVar
 import geraft
 from geraft.client import Client
 from geraft.errors import GeraftError
+from geraft.kv import put
 from geraft.runtime.status import NodeStatus
 from geraft.testing.links import Links
 from geraft.testing.namespaces import Namespaces
 
 T = TypeVar("T")
 
+PATIENT = ("--set", "acceptable_pause_seconds=3")
+"""Options of nodes whose story is not about elections: a busy machine may let one of them stand still for two seconds.
+
+A transfer, a change of members and a vote still go by the election timeout."""
+
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 20.0
+STATUS_TIMEOUT_SECONDS = 2.0
+"""Of one question."""
 
 
 def wait_until(what: str, condition: Callable[[], T], timeout_seconds: float = 30.0) -> T:
@@ -54,6 +62,16 @@ def wait_until(what: str, condition: Callable[[], T], timeout_seconds: float = 3
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_seconds} s: {what}; at last: {last!r}")
         time.sleep(0.02)
+
+
+def write_surely(client: Client, key: str, value: bytes, timeout_seconds: float = 30.0) -> None:
+    """Put a value, again if the outcome is unknown: the same value twice is no harm."""
+
+    def written() -> bool:
+        client.apply(put(key, value), timeout_seconds=timeout_seconds)
+        return True
+
+    wait_until(f"{key} to be written", written, timeout_seconds)
 
 
 def free_addresses(count: int) -> list[str]:
@@ -360,11 +378,18 @@ class Cluster:
         """A client of the cluster; the caller closes it."""
         return Client([self.address(node) for node in self.members], timeout_seconds)
 
-    def status(self, node: str, timeout_seconds: float = 2.0) -> NodeStatus:
-        """What the node says of itself. Raises Unreachable or ReadTimeout."""
-        if self._observer is None:
-            self._observer = self.client()
-        return self._observer.status(self.address(node), timeout_seconds)
+    def status(self, node: str, timeout_seconds: float = 15.0) -> NodeStatus:
+        """What the node says of itself; asked again while it runs, as a slow machine may let it stand still for a
+        while. Raises Unreachable or ReadTimeout."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                return self._ask(node)
+            except GeraftError:
+                process = self.nodes[node]
+                if not process.running or process.paused or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     def statuses(self) -> dict[str, NodeStatus]:
         """What each node says that runs and answers."""
@@ -372,10 +397,15 @@ class Cluster:
         for node in self.nodes.values():
             if node.running and not node.paused:
                 try:
-                    found[node.id] = self.status(node.id)
+                    found[node.id] = self._ask(node.id)
                 except GeraftError:
                     pass
         return found
+
+    def _ask(self, node: str) -> NodeStatus:
+        if self._observer is None:
+            self._observer = self.client()
+        return self._observer.status(self.address(node), STATUS_TIMEOUT_SECONDS)
 
     def leader(self, timeout_seconds: float = 30.0, *, other_than: str = "") -> str:
         """The node that leads in the latest term, as soon as it answers calls; waits for one."""

@@ -9,6 +9,7 @@ import pytest
 from cli_processes import Command, environment, geraft_command
 
 from geraft.cli.cluster import LocalCluster
+from geraft.testing.cluster import PATIENT
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,6 @@ def geraft() -> Command:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Three nodes in processes of their own; no test of the module may harm them."""
-    with LocalCluster(3, tmp_path_factory.mktemp("cluster")) as cluster:
+    """Three patient nodes in processes of their own; no test of the module may harm them."""
+    with LocalCluster(3, tmp_path_factory.mktemp("cluster"), options=PATIENT) as cluster:
         yield cluster

@@ -6,7 +6,7 @@ import base64
 import json
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,45 @@ from geraft.cli import main
 from geraft.cli.cluster import LocalCluster
 from geraft.cli.serve import LOG_NAMES
 from geraft.client import Client
+from geraft.errors import OutcomeUnknown
 from geraft.kv import decode_value, get, put
-from geraft.testing.cluster import NodeProcess, free_addresses, wait_until
+from geraft.runtime.status import ClusterInfo
+from geraft.testing.cluster import PATIENT, NodeProcess, free_addresses, wait_until, write_surely
 
 pytestmark = pytest.mark.slow  # real nodes are started and asked from the command line
 
 
+def are_even(client: Client, addresses: list[str]) -> bool:
+    """Whether all have applied the same, whole log."""
+    ends = {(status.last_log_index, status.last_applied) for status in map(client.status, addresses)}
+    return len(ends) == 1 and all(end == applied for end, applied in ends)
+
+
+def stopped_after(writes: list[bytes], directory: Path, size: int, storage: str = "sqlite") -> LocalCluster:
+    """Nodes that took these writes, each of them once, and were stopped when each node had applied all.
+
+    A write whose outcome is unknown may be in the log or not: then other nodes begin anew.
+    """
+    for attempt in range(5):
+        place = directory / str(attempt)
+        place.mkdir()
+        cluster = LocalCluster(size, place, storage=storage, options=PATIENT)
+        with cluster, Client(cluster.addresses, timeout_seconds=20) as client:
+            try:
+                for write in writes:
+                    client.apply(write)
+            except OutcomeUnknown:
+                continue
+            wait_until("all have applied all", partial(are_even, client, cluster.addresses))
+        return cluster
+    pytest.fail("no cluster was sure of all its writes")
+
+
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Three nodes that took 40 writes, and were looked at; then they were stopped."""
-    cluster = LocalCluster(3, tmp_path_factory.mktemp("stopped"))
-    with cluster, Client(cluster.addresses, timeout_seconds=20) as client:
-        for number in range(40):
-            client.apply(put(f"key-{number % 4}", b"value-%d" % number))
-    yield cluster
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> LocalCluster:
+    """Three nodes that took 40 writes; then they were stopped."""
+    writes = [put(f"key-{number % 4}", b"value-%d" % number) for number in range(40)]
+    return stopped_after(writes, tmp_path_factory.mktemp("stopped"), 3)
 
 
 @pytest.fixture
@@ -52,57 +77,85 @@ def dumped(geraft: Command, place: Path, *arguments: str) -> tuple[dict[str, obj
     return store, entries
 
 
+def put_surely(geraft: Command, address: str) -> None:
+    command = ("kv", "put", "a", "b", "--timeout", "20", "--seeds", address)
+    wait_until("a write", lambda: geraft(*command).returncode == 0)
+
+
 def test_cluster_info_tells_the_leader_and_the_members(geraft: Command, cluster: LocalCluster) -> None:
-    assert geraft("kv", "put", "a", "b", "--timeout", "20", "--seeds", cluster.members["n1"]).returncode == 0
+    put_surely(geraft, cluster.members["n1"])
 
-    def told() -> dict[str, Any]:
-        return dict(json.loads(geraft("cluster-info", "--json", "--seeds", cluster.members["n3"]).stdout))
+    def told(node: str, *arguments: str) -> str:
+        return geraft("cluster-info", "--seeds", cluster.members[node], "--timeout", "10", *arguments).stdout
 
-    wait_until("n3 knows the leader too", lambda: told()["leader_id"])
-    info = told()
+    def told_of_one_term() -> tuple[dict[str, Any], str] | None:
+        as_json, table = told("n3", "--json"), told("n2")
+        info = json.loads(as_json) if as_json else {}  # nothing is told while that node stands still
+        agreed = info.get("leader_id") and f"term {info['term']}\n" in table and "(leader)" in table
+        return (info, table) if agreed else None
+
+    info, table = wait_until("n2 and n3 know the leader too", told_of_one_term)
     assert {member["id"]: member["address"] for member in info["members"]} == cluster.members
     assert cluster.members[info["leader_id"]] == info["leader_address"]
-    table = geraft("cluster-info", "--seeds", cluster.members["n2"]).stdout
     assert f"{info['leader_id']} at {info['leader_address']}  (leader)" in table
     nobody = geraft("cluster-info", "--seeds", "127.0.0.1:9", "--timeout", "1")
     assert nobody.returncode == 1
     assert_one_line(nobody.stderr)
 
 
+def members_in(frame: str) -> dict[str, list[str]]:
+    """The words of each member's row."""
+    rows = [line.split() for line in frame.splitlines() if line[:1] == "n"]
+    return {row[0]: row for row in rows if ":" in row[1]}
+
+
+def rates_in(frame: str) -> list[int]:
+    return [int(row[7].replace(",", "")) for row in members_in(frame).values()]
+
+
 def test_a_frame_of_the_monitor_shows_members_indexes_lag_and_rates(geraft: Command, cluster: LocalCluster) -> None:
-    seeds = ("--seeds", cluster.members["n1"])
+    command = geraft_command("monitor", "--once", "--seeds", cluster.members["n1"], "--timeout", "10")
     with Client(cluster.addresses, timeout_seconds=20) as client:
-        client.apply(put("m", b"1"))
-        watching = subprocess.Popen(geraft_command("monitor", "--once", *seeds), stdout=subprocess.PIPE, text=True)
-        while watching.poll() is None:
-            client.apply(put("m", b"2"))
-        assert watching.stdout is not None
-        frame = watching.stdout.read()
-        watching.stdout.close()
-        info = client.cluster_info()
+        write_surely(client, "m", b"1")
+
+        def undisturbed() -> tuple[ClusterInfo, str] | None:
+            """A frame, and who led all the while; None if another came to lead, or somebody stood still."""
+            before = client.cluster_info()
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+                while watching.poll() is None:
+                    write_surely(client, "m", b"2")
+                assert watching.stdout is not None
+                frame = watching.stdout.read()
+            info = client.cluster_info()
+            same = before.leader_id and (before.leader_id, before.term) == (info.leader_id, info.term)
+            return (info, frame) if same and all(rate > 0 for rate in rates_in(frame)) else None
+
+        info, frame = wait_until("a frame in which all nodes get on under one leader", undisturbed, 60)
     headline, _, heading, *rows = frame.splitlines()
     assert f"{info.leader_id} leads term {info.term}, 3 of 3 answer" in headline
     assert heading.split()[:8] == ["member", "address", "role", "term", "log", "committed", "applied", "commits/s"]
-    shown = {row.split()[0]: row.split() for row in rows if row[:1] == "n" and ":" in row.split()[1]}
+    shown = members_in(frame)
     assert {id: row[1] for id, row in shown.items()} == cluster.members
     assert [id for id, row in shown.items() if row[2] == "leader"] == [info.leader_id]
-    rates = [int(row[7].replace(",", "")) for row in shown.values()]
-    assert all(rate > 0 for rate in rates), frame
+    assert all(rate > 0 for rate in rates_in(frame)), frame
     assert any(row.startswith(f"{info.leader_id}: leads") for row in rows)
 
 
 def test_the_monitor_shows_who_does_not_answer_and_that_there_is_no_leader(geraft: Command, tmp_path: Path) -> None:
     with LocalCluster(2, tmp_path) as two:
-        assert geraft("kv", "put", "a", "b", "--timeout", "20", "--seeds", two.members["n1"]).returncode == 0
+        put_surely(geraft, two.members["n1"])
         two.nodes["n2"].kill()
-        for _ in range(10):
-            frame = geraft("monitor", "--once", "--interval", "0.5", "--seeds", two.members["n1"]).stdout
-            if "1 of 2 voters answers" in frame:  # it takes a moment to be sure of it
-                break
+        watch = ("monitor", "--once", "--seeds", two.members["n1"])
+
+        def sure() -> str:
+            frame = geraft(*watch, "--interval", "0.5", "--timeout", "10").stdout
+            return frame if "1 of 2 voters answers" in frame else ""
+
+        frame = wait_until("n1 is sure of it", sure, 60)
         assert "no leader, 1 of 2 answer" in frame
         assert "unreachable" in frame and "1 of 2 voters answers (n2 at" in frame
         two.nodes["n1"].kill()
-        nobody = geraft("monitor", "--once", "--interval", "0.1", "--seeds", two.members["n1"])
+        nobody = geraft(*watch, "--interval", "0.1")
         assert nobody.returncode == 1 and "no node answers" in nobody.stderr
 
 
@@ -124,15 +177,13 @@ def test_a_log_is_dumped_readable_and_as_json(geraft: Command, stopped: LocalClu
 
 @pytest.mark.parametrize("storage", [name for name in LOG_NAMES if name != "sqlite"])
 def test_the_log_of_every_other_storage_is_dumped_and_replayed(geraft: Command, tmp_path: Path, storage: str) -> None:
-    with LocalCluster(1, tmp_path, storage=storage) as one, Client(one.addresses, timeout_seconds=20) as client:
-        client.apply(put("a", b"1"))
-        client.apply(put("a", b"2"))
-    store, entries = dumped(geraft, tmp_path / "n1")
+    place = stopped_after([put("a", b"1"), put("a", b"2")], tmp_path, 1, storage).directory / "n1"
+    store, entries = dumped(geraft, place)
     assert store["node_id"] == "n1"
     first, second = [entry for entry in entries if entry["kind"] == "command"]
     assert [base64.b64decode(str(entry["base64"])) for entry in (first, second)] == [put("a", b"1"), put("a", b"2")]
     ask = ("--to", str(first["index"]), "--read-base64", base64.b64encode(get("a")).decode())
-    done = geraft("replay", str(tmp_path / "n1" / LOG_NAMES[storage]), "geraft.kv:KeyValueApp", *ask)
+    done = geraft("replay", str(place / LOG_NAMES[storage]), "geraft.kv:KeyValueApp", *ask)
     assert done.returncode == 0 and done.stdout.rstrip().endswith("1"), done
 
 
@@ -195,15 +246,16 @@ def test_a_log_that_was_cut_off_is_replayed_from_a_snapshot(geraft: Command, tmp
         node.wait_until_ready()
         with Client(address, timeout_seconds=20) as client:
             for number in range(120):
-                client.apply(put("a", b"%d" % number))
+                write_surely(client, "a", b"%d" % number)
             wait_until("a snapshot", lambda: client.status(address).snapshot_index > 0)
     finally:
         node.terminate()
         node.wait_until_ended()
     store, entries = dumped(geraft, place)
     assert store["snapshots"]
-    writes = [entry for entry in entries if entry["kind"] == "command"]
-    ask = ("--to", str(writes[-3]["index"]), "--read-base64", base64.b64encode(get("a")).decode())
+    wanted = base64.b64encode(put("a", b"117")).decode()
+    index = [entry["index"] for entry in entries if entry.get("base64") == wanted][-1]
+    ask = ("--to", str(index), "--read-base64", base64.b64encode(get("a")).decode())
     done = geraft("replay", str(place), "geraft.kv:KeyValueApp", *ask)
     assert done.returncode == 0 and "on the snapshot of entry" in done.stderr, done.stderr
     assert done.stdout.rstrip().endswith("117")

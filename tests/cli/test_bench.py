@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 from cli_processes import Command
+
+
+def run_without_an_election(geraft: Command, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Again, if the leader stood still on a busy machine, and lost leadership and the writes under way."""
+    for _ in range(3):
+        done = geraft("bench", *arguments)
+        if not (done.returncode == 1 and "lost leadership of term" in done.stderr):
+            break
+    return done
 
 
 @pytest.mark.slow
@@ -21,7 +31,7 @@ from cli_processes import Command
     ids=" ".join,
 )
 def test_a_small_run(geraft: Command, arguments: list[str]) -> None:
-    done = geraft("bench", *arguments, "--operations", "300", "--callers", "8", "--json")
+    done = run_without_an_election(geraft, *arguments, "--operations", "300", "--callers", "8", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["operation"], result["operations"], result["callers"]) == (arguments[0], 300, 8)

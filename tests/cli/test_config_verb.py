@@ -9,16 +9,18 @@ from cli_processes import Command, assert_one_line
 
 from geraft.cli.cluster import LocalCluster
 from geraft.client import Client
+from geraft.testing.cluster import wait_until
 
 pytestmark = pytest.mark.slow  # real nodes are started and asked from the command line
 
 
 def test_settings_are_set_on_all_members_without_an_election(geraft: Command, cluster: LocalCluster) -> None:
-    seeds = ("--seeds", cluster.members["n2"])
-    assert geraft("kv", "put", "a", "b", "--timeout", "20", *seeds).returncode == 0
-    with Client(cluster.addresses) as client:
-        term = client.cluster_info().term
-        leader = client.cluster_info().leader_id
+    seeds = ("--seeds", cluster.members["n2"], "--timeout", "20")
+    assert geraft("kv", "put", "a", "b", *seeds).returncode == 0
+    with Client(cluster.addresses, timeout_seconds=20) as client:
+        wait_until("a leader is known", lambda: client.cluster_info().leader_id)
+        before = client.cluster_info()
+        leader = before.leader_id
         rarer = geraft("config", "set", "heartbeat_interval_seconds=0.3", "election_timeout_seconds=3", *seeds)
         assert rarer.returncode == 0, rarer.stderr
         told = [line.split()[0] for line in rarer.stdout.splitlines()]
@@ -29,11 +31,11 @@ def test_settings_are_set_on_all_members_without_an_election(geraft: Command, cl
         back = geraft("config", "set", "heartbeat_interval_seconds=0.1", "election_timeout_seconds=1", *seeds)
         assert back.stdout.split()[0] == leader
         info = client.cluster_info()
-        assert (info.leader_id, info.term) == (leader, term)
+        assert (info.leader_id, info.term) == (leader, before.term)
 
 
 def test_what_a_node_refuses_changes_nothing_and_is_one_line(geraft: Command, cluster: LocalCluster) -> None:
-    seeds = ("--seeds", cluster.members["n1"])
+    seeds = ("--seeds", cluster.members["n1"], "--timeout", "20")
     for change, sentence in {
         "heartbeat_interval_seconds=5": "at least four times",
         "no_such=1": "there is no setting 'no_such'",
@@ -47,7 +49,7 @@ def test_what_a_node_refuses_changes_nothing_and_is_one_line(geraft: Command, cl
 
 
 def test_nodes_that_differ_are_shown(geraft: Command, cluster: LocalCluster) -> None:
-    seeds = ("--seeds", cluster.members["n1"])
+    seeds = ("--seeds", cluster.members["n1"], "--timeout", "20")
     one = ("--node", cluster.members["n3"])
     assert geraft("config", "set", "election_timeout_seconds=2", *seeds, *one).returncode == 0
     try:

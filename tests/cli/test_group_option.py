@@ -76,7 +76,7 @@ def test_a_verb_asks_the_group_that_it_is_told(verb: tuple[str, ...], server: Gr
     assert "--group NAME" in geraft(*verb, "--help").output
     arguments = [str(tmp_path / "file")] if verb == ("backup",) else ARGUMENTS.get(verb, [])
     where = [server.address] if verb in {("timeout-now",), ("snapshot",)} else ["--seeds", server.address]
-    done = geraft(*verb, *arguments, *where, "--group", "b", "--timeout", "0.5")
+    done = geraft(*verb, *arguments, *where, "--group", "b", "--timeout", "10")
     assert done.exit_code != 2, done.output
     assert server.rpcs
     assert {group for _, group in server.rpcs} == {"b"}
@@ -94,7 +94,7 @@ def test_what_a_verb_writes_and_shows_is_of_its_group(server: GroupServer) -> No
 
 def test_a_server_without_the_group_is_shown_with_those_that_it_has(server: GroupServer) -> None:
     with Peer("n1") as plain:
-        seeds = ("--seeds", f"{server.address},{plain.address}", "--group", "c", "--timeout", "0.5")
+        seeds = ("--seeds", f"{server.address},{plain.address}", "--group", "c", "--timeout", "10")
         table = geraft("status", *seeds)
         lines = {line.split()[0]: line for line in table.stdout.splitlines()[1:]}
         assert "not there" in lines[server.address]
@@ -104,7 +104,7 @@ def test_a_server_without_the_group_is_shown_with_those_that_it_has(server: Grou
         assert_one_line(table.stderr)
         assert "no group 'c'" in table.stderr
         assert "not there" in geraft("monitor", "--once", "--interval", "0.1", *seeds).stdout
-        unnamed = geraft("kv", "get", "key", "--seeds", server.address, "--timeout", "0.5")
+        unnamed = geraft("kv", "get", "key", "--seeds", server.address, "--timeout", "3")
         assert unnamed.exit_code == 1
         assert_one_line(unnamed.stderr)
         assert "has several groups (a, b): name the one that is meant" in unnamed.stderr

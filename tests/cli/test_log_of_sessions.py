@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from geraft import MemoryRepository, RaftNode, SqliteStorage, to_raft_app
 from geraft.cli import main
+from geraft.client import retry, session
 from geraft.runtime.hub import Call, CallKind, SessionWrite, monotonic
 
 PROGRAMS = Path(__file__).parent.parent / "integration" / "programs"
@@ -22,16 +23,18 @@ PROGRAMS = Path(__file__).parent.parent / "integration" / "programs"
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of a node that took a write of a session twice, and another one, and closed the session."""
     monkeypatch.syspath_prepend(PROGRAMS)
+    for module, name in ((retry, "ATTEMPT_SECONDS"), (session, "ATTEMPT_SECONDS"), (session, "CLOSE_SECONDS")):
+        monkeypatch.setattr(module, name, 30.0)  # nothing is sent once more because the machine has much to do
     path = tmp_path / "log.db"
     app = to_raft_app(importlib.import_module("tally").Tally(), MemoryRepository())
     node = RaftNode(app, SqliteStorage(path), id="n1", listen="127.0.0.1:0", bootstrap={"n1": "127.0.0.1:0"})
-    with node, node.session() as session:
-        session.apply(b"first", 30)
-        name = SessionWrite(session._session.id, 1, 1)
+    with node, node.session() as numbered:
+        numbered.apply(b"first", 30)
+        name = SessionWrite(numbered._session.id, 1, 1)
         again = Call(CallKind.APPLY, b"first", deadline=monotonic() + 30, session=name)
         node._supervisor.put(again)
         assert again.result(30, TimeoutError) == b"1"
-        session.apply(b"second", 30)
+        numbered.apply(b"second", 30)
     return path
 
 

@@ -11,8 +11,8 @@ from geraft.cli.cluster import free_addresses
 from geraft.kv import KeyValueApp
 from geraft.testing.cluster import wait_until
 
-PATIENT = Config(acceptable_pause_seconds=3.0)
-"""Nobody is to campaign by themselves because the machine has much to do."""
+PATIENT = Config(election_timeout_seconds=5.0)
+"""Nobody is to campaign, to give up a transfer, or to take another for silent, because the machine has much to do."""
 
 
 def node(id: str, address: str, **arguments: object) -> RaftNode:

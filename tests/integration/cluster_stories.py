@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import grpc
 
+from geraft import Config
 from geraft.client import Client
 from geraft.errors import GeraftError, NothingHappened, OutcomeUnknown
 from geraft.kv import decode_pairs, list_pairs, put
 from geraft.pb import geraft_pb2 as pb
 from geraft.pb.geraft_pb2_grpc import RaftStub
 from geraft.testing.cluster import Cluster, wait_until
+
+SLOW_TO_ELECT = ("--set", "election_timeout_seconds=5")
+"""Instead of PATIENT where leadership is handed over or members change. Must be the same on all nodes."""
+
+
+def tune(addresses: Iterable[str], *, group: str = "", **settings: float) -> None:
+    """Change settings of the nodes there; they keep them until they restart."""
+    for address in addresses:
+        with Client(address, group=group) as client:
+            wait_until(f"{address} to be tuned", partial(client.tune_config, settings, address))
+
+
+@contextmanager
+def tuned(cluster: Cluster, **settings: float) -> Iterator[None]:
+    """All nodes run, and go by these settings within the block; those that run at its end go by the defaults after it.
+
+    To be entered before it is asked who leads, so that nothing changes in between.
+    """
+    tune(map(cluster.address, cluster.members), **settings)
+    try:
+        yield
+    finally:
+        running = [node.id for node in cluster.nodes.values() if node.running and not node.paused]
+        tune(map(cluster.address, running), **{name: getattr(Config(), name) for name in settings})
 
 
 class Writers:
@@ -76,7 +104,7 @@ def voters(client: Client) -> set[str]:
 
 
 def wait_until_voters(client: Client, *nodes: str) -> None:
-    wait_until(f"the voters are {nodes}", lambda: voters(client) == set(nodes))
+    wait_until(f"the voters are {nodes}", lambda: voters(client) == set(nodes), 60.0)
 
 
 def assert_nothing_lost(cluster: Cluster, writers: Writers) -> None:
@@ -99,8 +127,8 @@ def read_there(address: str, request: bytes, timeout_seconds: float) -> bytes:
 
 
 def terms(cluster: Cluster) -> dict[str, int]:
-    """The term of each node that answers."""
-    return {node: status.term for node, status in cluster.statuses().items()}
+    """The term of each node; all run."""
+    return {node: cluster.status(node).term for node in cluster.members}
 
 
 def refusals(cluster: Cluster, node: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from geraft import errors
 from geraft.client import Client
 from geraft.errors import GeraftError
 from geraft.testing.cluster import free_addresses, wait_until
@@ -90,7 +91,7 @@ class Hosts:
         return self.directory / f"{node}.log"
 
     def tell(self, node: str, *words: object) -> None:
-        """Give it a line; answer() gives what it says to it."""
+        """Give it a line; answer() gives what it says to it, or raises the GeraftError that came of it."""
         stdin = self._processes[node].stdin
         assert stdin is not None
         stdin.write(" ".join(map(str, words)) + "\n")
@@ -99,7 +100,10 @@ class Hosts:
     def answer(self, node: str, timeout_seconds: float = ANSWER_SECONDS) -> Any:
         line = line_of(self._processes[node], timeout_seconds)
         assert line, f"{node} ended: {self.log(node).read_text()[-2000:]}"
-        return json.loads(line)
+        said = json.loads(line)
+        if isinstance(said, dict) and "error" in said:
+            raise getattr(errors, said["error"])(f"{node}: {said['message']}")
+        return said
 
     def answers(self, node: str) -> bool:
         """Whether an answer waits."""
@@ -142,7 +146,7 @@ class Hosts:
         return found
 
     def let_lead(self, node: str) -> int:
-        """Hand leadership to the node; gives its term."""
+        """Hand leadership to the node, again if that fails; gives its term."""
 
         def leads() -> bool:
             _, leader = self.settle()
@@ -150,5 +154,5 @@ class Hosts:
                 self.ask(leader, "transfer", node)
             return self.settle()[1] == node
 
-        wait_until(f"{node} leads", leads)
+        wait_until(f"{node} leads", leads, 60.0)
         return self.settle()[0]

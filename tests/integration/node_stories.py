@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from blinker import Signal
@@ -21,6 +22,8 @@ BRISK = Config(
     stop_timeout_seconds=10.0,
 )
 """For short stories; not so brisk that a busy machine starts elections of its own."""
+PATIENT = replace(BRISK, election_timeout_seconds=2.0, acceptable_pause_seconds=3.0)
+"""For those that are about no election: a slow machine may let the process stand still for two seconds."""
 
 
 def key_value_app() -> RaftApp:
@@ -76,9 +79,10 @@ class Nodes:
         assert found is not None
         return found
 
-    def followers(self) -> list[RaftNode]:
+    def roles(self) -> tuple[RaftNode, list[RaftNode]]:
+        """The leader and its followers, of one moment."""
         leader = self.leader()
-        return [node for node in self.nodes.values() if node is not leader]
+        return leader, [node for node in self.nodes.values() if node is not leader]
 
 
 @contextmanager

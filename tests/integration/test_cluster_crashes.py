@@ -10,13 +10,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cluster_stories import Writers, assert_nothing_lost, read_there
+from cluster_stories import Writers, assert_nothing_lost, read_there, tuned
 
 from geraft.errors import OutcomeUnknown
 from geraft.kv import decode_value, get, put
 from geraft.pb import geraft_pb2 as pb
 from geraft.pb.geraft_pb2_grpc import RaftStub
-from geraft.testing.cluster import Cluster, wait_until
+from geraft.testing.cluster import PATIENT, Cluster, wait_until, write_surely
 
 pytestmark = pytest.mark.slow  # real processes, started and ended for each story: minutes together
 
@@ -47,17 +47,18 @@ def test_the_leader_is_killed_writes_go_on_and_nothing_acknowledged_is_lost(clus
 
 
 def test_a_follower_is_killed_and_catches_up_when_it_is_back(cluster: Cluster) -> None:
-    leader = cluster.leader()
-    follower = next(node for node in cluster.members if node != leader)
-    with Writers(cluster, "follower-killed") as writers:
-        writers.wait_for_more()
-        term = cluster.status(leader).term
-        cluster.kill(follower)
-        writers.wait_for_more()
-        cluster.start(follower)
-        writers.wait_for_more()
-    assert_nothing_lost(cluster, writers)
-    assert cluster.status(leader).term == term, "losing a follower is no reason for an election"
+    with tuned(cluster, acceptable_pause_seconds=3.0):
+        leader = cluster.leader()
+        follower = next(node for node in cluster.members if node != leader)
+        with Writers(cluster, "follower-killed") as writers:
+            writers.wait_for_more()
+            term = cluster.status(leader).term
+            cluster.kill(follower)
+            writers.wait_for_more()
+            cluster.start(follower)  # by the defaults
+            writers.wait_for_more()
+        assert_nothing_lost(cluster, writers)
+        assert cluster.status(leader).term == term, "losing a follower is no reason for an election"
 
 
 def test_all_are_killed_at_once_and_restarted(cluster: Cluster) -> None:
@@ -71,13 +72,18 @@ def test_all_are_killed_at_once_and_restarted(cluster: Cluster) -> None:
 
 
 def test_a_write_in_flight_when_the_quorum_is_lost_ends_as_unknown(cluster: Cluster) -> None:
-    leader = cluster.leader()
-    followers = [node for node in cluster.members if node != leader]
-    with cluster.client(timeout_seconds=30) as client:
-        client.apply(put("in flight", b"before"))
-        end = cluster.status(leader).last_log_index
-        for follower in followers:
-            cluster.pause(follower)
+    with tuned(cluster, acceptable_pause_seconds=3.0), cluster.client(timeout_seconds=30) as client:
+        while True:
+            leader = cluster.leader()
+            term = cluster.status(leader).term
+            write_surely(client, "in flight", b"before")
+            for follower in set(cluster.members) - {leader}:
+                cluster.pause(follower)
+            status = cluster.status(leader)
+            if (status.role, status.term) == ("leader", term):
+                break
+            cluster.heal()  # it was another one that took the write
+        end = status.last_log_index
         began = time.monotonic()
         with pytest.raises(OutcomeUnknown, match="lost leadership"):  # the leader took it, and nobody else did
             client.apply(put("in flight", b"after"))
@@ -96,7 +102,7 @@ def test_two_hundred_threads_write_at_once_through_one_client(cluster: Cluster) 
         def write(number: int) -> None:
             all_here.wait()
             for turn in range(5):
-                client.apply(put(f"threads/{number}/{turn}", b"%d" % number))
+                write_surely(client, f"threads/{number}/{turn}", b"%d" % number, 60)
 
         list(threads.map(write, range(200)))
         for number in range(200):
@@ -108,7 +114,7 @@ def test_a_leader_that_was_halted_for_five_seconds_steps_down_and_reads_nothing_
     leader = cluster.leader()
     old_term = cluster.status(leader).term
     with cluster.client() as client, grpc.insecure_channel(cluster.address(leader)) as channel:
-        client.apply(put("halted", b"before"))
+        write_surely(client, "halted", b"before")
         stub = RaftStub(channel)
         stub.Status(pb.StatusReq(), timeout=10)  # connects
         halted_at = time.monotonic()
@@ -117,9 +123,12 @@ def test_a_leader_that_was_halted_for_five_seconds_steps_down_and_reads_nothing_
         request = pb.ApplyReq(message=get("halted"), timeout_ms=20_000, forwarded=True)
         early_reads = [stub.RequestApply.future(request, timeout=20) for _ in range(5)]
 
-        successor = cluster.leader(other_than=leader)
-        client.apply(put("halted", b"after"), timeout_seconds=30)
+        cluster.leader(other_than=leader)
+        # The client may still find the old one, and lose its connection to it.
+        write_surely(client, "halted", b"after")
         time.sleep(max(0.0, halted_at + 5 - time.monotonic()))  # the length of the halt is what this is about
+        successor = cluster.leader(other_than=leader)
+        term = cluster.status(successor).term
         cluster.resume(leader)
 
         for read in early_reads:
@@ -131,38 +140,44 @@ def test_a_leader_that_was_halted_for_five_seconds_steps_down_and_reads_nothing_
     wait_until("the old leader follows", lambda: cluster.status(leader).role == "follower")
     wait_until("it knows the new leader", lambda: cluster.status(leader).leader_id)
     assert cluster.status(leader).term > old_term
-    assert cluster.statuses()[successor].role == "leader", "its return unseats nobody"
+    status = cluster.status(successor)
+    assert (status.role, status.term) == ("leader", term), "its return unseats nobody"
     cluster.wait_until_even()
 
 
 @pytest.mark.slow
 def test_a_value_of_64_mib_reaches_all_nodes(cluster: Cluster) -> None:
     value = bytes(range(256)) * (4 * 64 * 1024)
-    term_before = cluster.status(cluster.leader()).term
-    with cluster.client(timeout_seconds=60) as client:
-        client.apply(put("large", value))
+    with tuned(cluster, acceptable_pause_seconds=3.0), cluster.client(timeout_seconds=60) as client:
+        term_before = cluster.status(cluster.leader()).term
+        write_surely(client, "large", value, 60)
         cluster.wait_until_even()
         term = cluster.status(cluster.leader()).term
         assert term == term_before, "a large value is no reason for an election"
         for node in cluster.members:
             assert decode_value(client.read(get("large"), "stale", address=cluster.address(node))) == value
-        client.apply(put("large", b"small again"))  # the next stories need not carry it
+        write_surely(client, "large", b"small again")  # the next stories need not carry it
 
 
 def test_a_peer_that_is_down_from_the_start_joins_later(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
+    cluster = Cluster(tmp_path, options=PATIENT)
     try:
         cluster.start("n1", "n2")
         with cluster.client() as client:
-            client.apply(put("early", b"1"), timeout_seconds=30)
+            write_surely(client, "early", b"1")
             leader = cluster.leader()
-            assert "n3 lacks" in cluster.status(leader).explanation
-            assert "is not connected" in cluster.status(leader).explanation
+
+            def says_who_lags() -> bool:
+                sentence = cluster.status(leader).explanation
+                return "n3 lacks" in sentence and "is not connected" in sentence
+
+            wait_until("it says who lags", says_who_lags)
             cluster.start("n3")
             cluster.wait_until_even()
             assert decode_value(client.read(get("early"), "stale", address=cluster.address("n3"))) == b"1"
             assert cluster.leader() == leader
-            assert cluster.status(leader).explanation == "leads, all members are up to date"
+            even = "leads, all members are up to date"
+            wait_until("it says that nobody lags", lambda: cluster.status(leader).explanation == even)
             assert decode_value(read_there(cluster.address(leader), get("early"), 10)) == b"1"
     finally:
         cluster.stop()

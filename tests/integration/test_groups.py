@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from cluster_stories import tune
 from host_processes import end_program, line_of
 
 from geraft.client import Client
 from geraft.kv import decode_pairs, decode_value, get, list_pairs, put
 from geraft.runtime.status import NodeStatus
-from geraft.testing.cluster import Cluster, LinkedCluster, free_addresses, wait_until
+from geraft.testing.cluster import PATIENT, Cluster, LinkedCluster, free_addresses, wait_until
 
 pytestmark = pytest.mark.slow  # real processes
 
@@ -77,27 +78,24 @@ class Groups:
             return all("rests" in self.status(group, node).explanation for node in nodes or self.cluster.members)
 
         for group in self.clients:
-            wait_until(f"{group} rests", partial(resting, group))
+            wait_until(f"{group} rests", partial(resting, group), 90.0)
 
     def check(self, *nodes: str) -> None:
         """Each of these nodes has exactly what was written to its group."""
-        for group, written in self.written.items():
+        for group in self.written:
             for node in nodes or self.cluster.members:
-                with Client([self.cluster.address(node)], group=group) as client:
-                    wait_until(
-                        f"{node} has all of {group}",
-                        partial(self._has, client, written),
-                    )
+                wait_until(f"{node} has all of {group}", partial(self._has_all, group, node))
 
-    @staticmethod
-    def _has(client: Client, wanted: dict[str, bytes]) -> bool:
-        reply = client.read(list_pairs(""), consistency="stale", timeout_seconds=5.0)
-        return dict(decode_pairs(reply)) == wanted
+    def _has_all(self, group: str, node: str) -> bool:
+        address = self.cluster.address(node)
+        reply = self.clients[group].read(list_pairs(""), "stale", timeout_seconds=5.0, address=address)
+        return dict(decode_pairs(reply)) == self.written[group]
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> Iterator[tuple[Cluster, Groups]]:
-    with Cluster(tmp_path, options=OPTIONS) as cluster, ExitStack() as stack:
+def three(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Cluster, Groups]]:
+    """Its parameter: more options of the nodes."""
+    with Cluster(tmp_path, options=[*OPTIONS, *getattr(request, "param", ())]) as cluster, ExitStack() as stack:
         groups = Groups(cluster)
         stack.callback(groups.close)
         yield cluster, groups
@@ -129,6 +127,7 @@ def test_all_are_killed_and_come_back(three: tuple[Cluster, Groups]) -> None:
     groups.check()
 
 
+@pytest.mark.parametrize("three", [PATIENT], indirect=True, ids=["patient"])
 def test_a_process_that_stands_still_while_its_groups_rest(three: tuple[Cluster, Groups]) -> None:
     """Its pulse stops, so the others elect leaders for its groups; when it goes on, it finds that out and follows."""
     cluster, groups = three
@@ -155,8 +154,12 @@ def test_processes_have_one_connection_each_way_however_many_groups(three: tuple
     groups.wait_until_all_rest()
     ports = {int(address.rpartition(":")[2]): node for node, address in cluster.members.items()}
     for node in cluster.members:
-        out = [ports[port] for port in ports_dialled_by(cluster.nodes[node].pid) if port in ports]
-        assert sorted(out) == sorted(set(cluster.members) - {node}), f"what {node} has opened"
+
+        def one_to_each_other(node: str = node) -> bool:
+            out = [ports[port] for port in ports_dialled_by(cluster.nodes[node].pid) if port in ports]
+            return sorted(out) == sorted(set(cluster.members) - {node})
+
+        wait_until(f"{node} has opened one to each other", one_to_each_other)
 
 
 def test_a_link_that_fails_one_way_while_all_rest(tmp_path: Path) -> None:
@@ -204,10 +207,15 @@ def test_members_of_a_group_come_and_go_and_the_other_groups_stay(tmp_path: Path
         groups.check("n4")
         first, second = groups.clients
         groups.clients[first].remove_server("n4", timeout_seconds=20.0)
-        assert "n4" not in voters(groups.clients[first])
-        assert "n4" in voters(groups.clients[second])
+        wait_until(f"n4 has left {first}", lambda: not is_voter(groups.clients[first], "n4"))
+        wait_until(f"n4 votes in {second}", lambda: is_voter(groups.clients[second], "n4"))
         heir = next(node for node in cluster.members if node != groups.leaders("n1", "n2", "n3")[second])
-        groups.clients[second].transfer_leadership(heir, timeout_seconds=20.0)
+
+        def heir_leads() -> bool:
+            groups.clients[second].transfer_leadership(heir, timeout_seconds=20.0)
+            return groups.leaders("n1", "n2", "n3")[second] == heir
+
+        wait_until(f"{heir} leads {second}", heir_leads)
         groups.write("after")
         assert decode_value(groups.clients[second].read(get("after"))) == f"after in {second}".encode()
 
@@ -231,6 +239,8 @@ def test_the_program_of_the_documentation(tmp_path: Path) -> None:
     ]
     try:
         assert [line_of(process) for process in processes] == ["ready\n"] * 3
+        for tenant in ("ann", "bob", "cem"):
+            tune(members.values(), group=tenant, acceptable_pause_seconds=3.0)
         told = [("ann", 5), ("bob", 7), ("ann", 1)]
         for process, (tenant, number) in zip(processes, told, strict=True):
             assert process.stdin is not None

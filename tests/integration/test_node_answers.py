@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from node_stories import BRISK, Heard, Nodes, key_value_app, running
+from node_stories import BRISK, PATIENT, Heard, Nodes, key_value_app, running
 
 from geraft import Config, MakeSnapshot, MemoryRepository, MemoryStorage, RaftApp, RaftNode, signals, to_raft_app
 from geraft.errors import NodeStopped, NoLeader, OutcomeUnknown, ReadFailed, ReadTimeout, TransferFailed
@@ -22,7 +23,7 @@ from geraft.testing.cluster import wait_until
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     """No story that takes these may end one of them."""
-    with running() as nodes:
+    with running(config=PATIENT) as nodes:
         yield nodes
 
 
@@ -39,7 +40,7 @@ def test_a_write_is_answered_and_read_wherever_it_is_asked(nodes: Nodes) -> None
 
 
 def test_a_linearizable_read_from_a_follower_sees_what_was_just_answered(nodes: Nodes) -> None:
-    leader, followers = nodes.leader(), nodes.followers()
+    leader, followers = nodes.roles()
     for turn in range(100):
         leader.apply(put("turn", b"%d" % turn))
         consistency = ("linearizable", "lease")[turn % 2]
@@ -59,9 +60,9 @@ def test_a_read_that_the_app_refuses_says_what_the_app_said(nodes: Nodes) -> Non
 
 
 def test_status_says_how_things_stand(nodes: Nodes) -> None:
-    leader = nodes.leader()
+    leader, followers = nodes.roles()
     wait_until("all are up to date", lambda: leader.status().explanation == "leads, all members are up to date")
-    for follower in nodes.followers():
+    for follower in followers:
         assert follower.status().explanation == f"follows {leader.id}"
         assert follower.status().leader_id == leader.id
         assert {peer.id for peer in follower.status().peers} == set(nodes.members) - {follower.id}
@@ -74,7 +75,7 @@ def test_status_says_how_things_stand(nodes: Nodes) -> None:
 
 
 def test_leadership_goes_where_it_is_sent_and_signals_tell_of_it(nodes: Nodes) -> None:
-    old, (heir, other) = nodes.leader(), nodes.followers()
+    old, (heir, other) = nodes.roles()
     with (
         Heard(signals.leader_changed, other) as leaders,
         Heard(signals.role_changed, heir) as heir_roles,
@@ -110,7 +111,7 @@ def test_receivers_that_raise_or_block_delay_no_write(nodes: Nodes) -> None:
             leader.apply(put("beside slow receivers", b"%d" % turn), timeout_seconds=5)
         wait_until("both were called", lambda: {"raise", "block"} <= set(called))
         blocked_since = time.monotonic()
-        while time.monotonic() - blocked_since < 3:  # blocked for longer than any election would wait
+        while time.monotonic() - blocked_since < 6:  # blocked for longer than any election would wait
             leader.apply(put("beside slow receivers", b"again"), timeout_seconds=5)
             time.sleep(0.02)
         assert called.count("block") == 1, "the receiver still blocks"
@@ -153,15 +154,19 @@ def test_an_app_that_raises_three_times_delays_its_callers_and_costs_no_leader()
         apps.append(Troubled())
         return to_raft_app(apps[-1], MemoryRepository())
 
-    with running(app=troubled) as nodes:
+    with running(app=troubled, config=replace(PATIENT, apply_retry_seconds=0.5)) as nodes:
         leader = nodes.leader()
         leader.apply(put("before", b"1"))
         term = leader.status().term
         dict(zip(nodes.nodes, apps[-3:], strict=True))[leader.id].left = 3
         with Heard(signals.apply_failed, leader) as told, ThreadPoolExecutor(1) as caller:
             answer = caller.submit(leader.apply, put("trouble", b"2"), 30.0)
-            wait_until("status says so", lambda: "no space left" in leader.status().apply_error)
-            assert "process_write of entry" in leader.status().explanation
+
+            def says_so() -> bool:
+                status = leader.status()
+                return "no space left" in status.apply_error and "process_write of entry" in status.explanation
+
+            wait_until("status says so", says_so)
             assert leader.commit(put("meanwhile", b"3"), 5.0), "consensus goes on beside it"
             answer.result(30)
             wait_until("each attempt was told", lambda: len(told.told) == 3)
@@ -175,8 +180,8 @@ def test_an_app_that_raises_three_times_delays_its_callers_and_costs_no_leader()
 
 
 def test_stopping_the_leader_hands_over_at_once_and_no_caller_sees_it() -> None:
-    with running(config=Config()) as nodes:  # whose elections take more than a second of silence
-        leader, (follower, other) = nodes.leader(), nodes.followers()
+    with running(config=Config(election_timeout_seconds=5.0)) as nodes:  # so long nobody else would stand for election
+        leader, (follower, other) = nodes.roles()
         ending = threading.Event()
         errors: list[BaseException] = []
 
@@ -213,7 +218,7 @@ def test_stopping_the_leader_hands_over_at_once_and_no_caller_sees_it() -> None:
         # Not one NoLeader, and no OutcomeUnknown either: what it had taken was committed before it let go.
         assert errors == []
         assert successor is not leader
-        assert followed[0] - began < 0.5
+        assert followed[0] - began < 4.0
         assert stopping.told == [{}]
         with pytest.raises(NodeStopped):
             leader.apply(put("too", b"late"))
@@ -221,7 +226,7 @@ def test_stopping_the_leader_hands_over_at_once_and_no_caller_sees_it() -> None:
 
 def test_without_a_quorum_callers_are_told_how_many_voters_answer() -> None:
     with running(start=("n1", "n2")) as nodes:
-        survivor, other = nodes.leader(), next(iter(nodes.followers()))
+        survivor, (other,) = nodes.roles()
         survivor.apply(put("settled", b"1"))
         other.stop()
         wait_until("it no longer leads", lambda: survivor.status().role != "leader" and not survivor.status().leader_id)
@@ -236,7 +241,7 @@ def test_without_a_quorum_callers_are_told_how_many_voters_answer() -> None:
         ):
             with pytest.raises(NoLeader, match=r"1 of 3 voters answers .*n2|n1.* no answer"):
                 ask()
-        assert time.monotonic() - began < 1.0, "at once"
+        assert time.monotonic() - began < 4.0, "at once: one that waits takes 5 s"
 
         for patient in (
             lambda: survivor.apply(put("never", b"2"), timeout_seconds=0.7),
@@ -245,7 +250,7 @@ def test_without_a_quorum_callers_are_told_how_many_voters_answer() -> None:
             began = time.monotonic()
             with pytest.raises((NoLeader, ReadTimeout, OutcomeUnknown), match="1 of 3 voters answers"):
                 patient()
-            assert 0.5 < time.monotonic() - began < 3.0
+            assert 0.5 < time.monotonic() - began < 10.0
         assert decode_value(survivor.read(get("settled"), "stale")) == b"1"
         with pytest.raises(NoLeader, match="1 of 3 voters answers"):
             survivor.wait_for_leader(timeout_seconds=0.3)
@@ -253,7 +258,7 @@ def test_without_a_quorum_callers_are_told_how_many_voters_answer() -> None:
 
 def test_callers_on_a_leader_that_is_removed_are_told_as_soon_as_it_has_handed_over() -> None:
     with running() as nodes:
-        leader, others = nodes.leader(), nodes.followers()
+        leader, others = nodes.roles()
         told: list[BaseException] = []
 
         def write() -> None:
@@ -270,24 +275,24 @@ def test_callers_on_a_leader_that_is_removed_are_told_as_soon_as_it_has_handed_o
             leader.remove_server(leader.id)
             began = time.monotonic()
             leader._supervisor._ticker.interval_seconds = 30.0  # it is events that end their waiting
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0
         assert [type(error) for error in told if not isinstance(error, NoLeader | OutcomeUnknown)] == []
         assert len(told) == 8
         assert nodes.leader(*(node.id for node in others)) in others
 
 
 def test_a_wish_that_waits_for_a_leader_is_passed_on_as_soon_as_one_is_known() -> None:
-    with running() as nodes:
-        leader, (heir, other) = nodes.leader(), nodes.followers()
+    with running(config=PATIENT) as nodes:
+        leader, (heir, other) = nodes.roles()
         supervisor = other._supervisor
         supervisor._ticker.interval_seconds = 30.0
         time.sleep(0.1)  # the last tick that was under way
-        wish = Transfer(leader.id, monotonic() + 10.0, forwarded=False)
+        wish = Transfer(leader.id, monotonic() + 25.0, forwarded=False)
         assert supervisor._hub is not None
         supervisor._hub.call(supervisor._loop.park_wish, wish, timeout_seconds=5.0)
         leader.transfer_leadership(heir.id)
         assert nodes.leader(leader.id, heir.id, other.id) is not None
-        wish.result(5.0, lambda: AssertionError("it still waits"))
+        wish.result(20.0, lambda: AssertionError("it still waits"))
 
 
 class Blank(RaftApp):

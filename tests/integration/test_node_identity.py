@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from node_stories import BRISK, Nodes, key_value_app, running
+from node_stories import BRISK, PATIENT, Nodes, key_value_app, running
 
 from geraft import MemoryStorage, RaftNode, RaftStorage, SqliteStorage
 from geraft.errors import AddressInUse, BootstrapRefused, StorageForeign, StorageLocked
@@ -78,8 +78,8 @@ def test_a_node_that_lost_its_state_is_refused_under_its_old_id(
     def storage(node: str) -> RaftStorage:
         return SqliteStorage(tmp_path / node / "log.db") if kind == "a disk that was wiped" else MemoryStorage()
 
-    with running(storage=storage) as nodes, caplog.at_level(logging.ERROR, "geraft"):
-        leader, (follower, lost) = nodes.leader(), nodes.followers()
+    with running(storage=storage, config=PATIENT) as nodes, caplog.at_level(logging.ERROR, "geraft"):
+        leader, (follower, lost) = nodes.roles()
         leader.apply(put("promised", b"1"))
         # A leader writes down whose store is whose, once it has heard of each.
         wait_until("all stores are known", lambda: all(m.store_id for m in follower.cluster_info().members))
@@ -116,8 +116,8 @@ def test_a_node_that_lost_its_state_is_refused_under_its_old_id(
 
 def test_two_clusters_with_crossed_addresses_refuse_each_other_and_live_on() -> None:
     a1, a2, a3, b1, b2, b3 = free_addresses(6)
-    red = Nodes(members={"n1": a1, "n2": a2, "n3": b3})  # where the third node of the other cluster listens
-    blue = Nodes(members={"n1": b1, "n2": b2, "n3": a3})
+    red = Nodes(members={"n1": a1, "n2": a2, "n3": b3}, config=PATIENT)  # where the other cluster's third node listens
+    blue = Nodes(members={"n1": b1, "n2": b2, "n3": a3}, config=PATIENT)
     try:
         for nodes, address in ((red, a3), (blue, b3)):
             nodes.start("n1", "n2")
@@ -127,11 +127,13 @@ def test_two_clusters_with_crossed_addresses_refuse_each_other_and_live_on() -> 
             leader = nodes.leader("n1", "n2")
             leader.apply(put("whose", nodes["n1"].status().cluster_id.encode()))
 
-            def sentence(leader: RaftNode = leader) -> str:
+            def sentence(nodes: Nodes = nodes) -> str:
+                leader = nodes.leader("n1", "n2")
                 return next(peer.refusal for peer in leader.status().peers if peer.id == "n3")
 
-            assert "belongs to cluster" in wait_until("the leader is refused by the stranger", sentence)
-            assert other["n1"].status().cluster_id in sentence()
+            said = wait_until("the leader is refused by the stranger", sentence)
+            assert "belongs to cluster" in said
+            assert other["n1"].status().cluster_id in said
             assert nodes["n3"].status().last_log_index == 1, "the strangers sent it nothing that it took"
         for nodes in (red, blue):
             leader = nodes.leader("n1", "n2")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
 import pytest
+from cluster_stories import tune
 from host_processes import end_program, line_of
 
 from geraft.client import Client
@@ -20,8 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def add(address: str, number: int) -> int:
+    """Again if it could not be done, and surely was not."""
+    deadline = time.monotonic() + 60
     with grpc.insecure_channel(address) as channel:
-        return int(channel.unary_unary("/example.Counter/Add")(b"%d" % number, timeout=30, wait_for_ready=True))
+        while True:
+            try:
+                return int(channel.unary_unary("/example.Counter/Add")(b"%d" % number, timeout=30, wait_for_ready=True))
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
 
 def test_three_processes_one_of_them_patched(tmp_path: Path) -> None:
@@ -43,6 +53,7 @@ def test_three_processes_one_of_them_patched(tmp_path: Path) -> None:
             )
         for process in processes.values():
             assert line_of(process) == "ready\n"
+        tune(members.values(), acceptable_pause_seconds=3.0)
         assert [add(address, 1) for address in members.values()] == [1, 2, 3]
         processes["n1"].kill()
         with Client([members["n2"], members["n3"]], timeout_seconds=5) as client:

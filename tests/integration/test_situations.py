@@ -7,32 +7,35 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster_stories import Writers, assert_nothing_lost, held
+from cluster_stories import SLOW_TO_ELECT, Writers, assert_nothing_lost, held, tune
 
+from geraft import Config
 from geraft.client import Client
 from geraft.errors import NoLeader, OutcomeUnknown, ReadTimeout, Unreachable
 from geraft.kv import decode_value, get, put
-from geraft.testing.cluster import Cluster, wait_until
+from geraft.testing.cluster import PATIENT, Cluster, wait_until, write_surely
 
 pytestmark = pytest.mark.slow  # real processes, started and ended for each story
 
 LARGE = os.urandom(1000) * 100_000  # 100 MB
 HAND_OVER_SECONDS = 0.1
 """On a machine with nothing else to do, so a long test: those run alone."""
-WITHOUT_WAITING_SECONDS = 0.5
-"""Nothing in it waited for an election timeout, which is 1 s, or for somebody to be suspected."""
+WITHOUT_WAITING_SECONDS = 4.0
+"""Nothing in it waited for an election timeout, which is SLOW_TO_ELECT, or for somebody to be suspected."""
 
 
+@pytest.mark.timeout(300)
 def test_one_node_is_started_and_stopped_ten_times(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, 1)
     with cluster.client() as client:
         try:
             for turn in range(10):
                 cluster.start()
-                client.apply(put(f"turn/{turn}", b"%d" % turn), timeout_seconds=20)
+                write_surely(client, f"turn/{turn}", b"%d" % turn)
                 assert len(held(cluster, "n1", "turn/")) == turn + 1
                 cluster.nodes["n1"].terminate()
                 assert cluster.nodes["n1"].wait_until_ended() == 0
@@ -43,7 +46,7 @@ def test_one_node_is_started_and_stopped_ten_times(tmp_path: Path) -> None:
 def test_a_node_that_is_paused_is_silent_and_answers_again_afterwards(tmp_path: Path) -> None:
     with Cluster(tmp_path, 1) as cluster, cluster.client() as client:
         address = cluster.address("n1")
-        client.apply(put("a", b"before"), timeout_seconds=20)
+        write_surely(client, "a", b"before")
         cluster.pause("n1")
         began = time.monotonic()
         with pytest.raises((ReadTimeout, Unreachable)):
@@ -52,18 +55,35 @@ def test_a_node_that_is_paused_is_silent_and_answers_again_afterwards(tmp_path: 
             client.status(address, timeout_seconds=0.5)
         with pytest.raises((OutcomeUnknown, Unreachable)):
             client.apply(put("a", b"meanwhile"), timeout_seconds=0.5)
-        assert time.monotonic() - began < 5.0, "each in its time"
+        assert time.monotonic() - began < 15.0, "each in its time"
         cluster.resume("n1")
         assert decode_value(client.read(get("a"), timeout_seconds=20)) in (b"before", b"meanwhile")
-        client.apply(put("a", b"after"), timeout_seconds=20)
+        write_surely(client, "a", b"after")
         assert decode_value(client.read(get("a"))) == b"after"
-        assert client.status(address).role == "leader"
+        wait_until("it says so to this client", lambda: client.status(address).role == "leader")
+
+
+def told_that_nobody_leads(ask: Callable[[int], object]) -> int:
+    """Asks with 1, 2 and so on until that is the answer; gives the number that was refused so.
+
+    On a slow machine silence may end an attempt before: then nobody knows what comes of it.
+    """
+    for attempt in range(1, 9):
+        try:
+            answer = ask(attempt)
+        except NoLeader as error:
+            assert "no leader" in str(error)
+            return attempt
+        except (Unreachable, ReadTimeout, OutcomeUnknown):
+            continue
+        pytest.fail(f"answered without a leader: {answer!r}")
+    pytest.fail("never told that there is no leader")
 
 
 def test_with_two_of_three_down_nothing_is_committed_and_once_they_are_back_nothing_is_lost(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster, cluster.client() as client:
         for number in range(50):
-            client.apply(put(f"kept/{number}", b"%d" % number))
+            write_surely(client, f"kept/{number}", b"%d" % number)
         cluster.wait_until_even()
         leader = cluster.leader()
         down = [node for node in cluster.members if node != leader]
@@ -71,24 +91,24 @@ def test_with_two_of_three_down_nothing_is_committed_and_once_they_are_back_noth
             cluster.kill(node)
         wait_until("it says why nothing goes on", lambda: "1 of 3 voters answers" in cluster.status(leader).explanation)
         committed = cluster.status(leader).commit_index
-        with pytest.raises(NoLeader, match="no leader"):
-            client.apply(put("never", b"1"), timeout_seconds=1.0)
-        with Client(cluster.address(leader)) as alone, pytest.raises(NoLeader, match="no leader"):
-            alone.read(get("kept/1"), timeout_seconds=1.0)
+        refused = told_that_nobody_leads(lambda attempt: client.apply(put(f"never/{attempt}", b"1"), 5.0))
+        with Client(cluster.address(leader)) as alone:
+            told_that_nobody_leads(lambda _: alone.read(get("kept/1"), timeout_seconds=5.0))
         assert cluster.status(leader).commit_index == committed
         cluster.start(*down)
-        client.apply(put("again", b"1"), timeout_seconds=30)
+        write_surely(client, "again", b"1")
         cluster.wait_until_even()
         for node in cluster.members:
             assert held(cluster, node, "kept/") == {f"kept/{number}": b"%d" % number for number in range(50)}
-            assert held(cluster, node, "never") == {}, "it was told to have failed"
+            assert held(cluster, node, f"never/{refused}") == {}, "it was told to have failed"
 
 
 @pytest.mark.parametrize("seconds", [2.0, pytest.param(5.0, marks=pytest.mark.long)])
 def test_a_slow_node_that_is_paused_four_times_under_2000_writes_catches_up(tmp_path: Path, seconds: float) -> None:
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, options=PATIENT) as cluster:
         leader = cluster.leader()
         slow = next(node for node in cluster.members if node != leader)
+        tune([cluster.address(slow)], acceptable_pause_seconds=Config().acceptable_pause_seconds)
         term = cluster.status(leader).term
         with Writers(cluster, "slow") as writers:
             for _ in range(4):
@@ -153,7 +173,13 @@ def test_eight_nodes_elect_another_leader_and_again_another(tmp_path: Path) -> N
         assert_nothing_lost(cluster, writers)
 
 
-@pytest.mark.parametrize("seconds", [WITHOUT_WAITING_SECONDS, pytest.param(HAND_OVER_SECONDS, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(WITHOUT_WAITING_SECONDS, id="without waiting"),
+        pytest.param(HAND_OVER_SECONDS, id="100 ms", marks=pytest.mark.long),
+    ],
+)
 def test_the_leader_is_removed_and_leadership_moves_on_again_within_100_ms(tmp_path: Path, seconds: float) -> None:
     """From the answer to the removal to that of a transfer, which finds the heir by itself, with writes going on.
 
@@ -161,7 +187,7 @@ def test_the_leader_is_removed_and_leadership_moves_on_again_within_100_ms(tmp_p
     that no timeout had to pass.
     """
     took: list[float] = []
-    with Cluster(tmp_path, 5) as cluster, cluster.client(30) as client:
+    with Cluster(tmp_path, 5, options=SLOW_TO_ELECT) as cluster, cluster.client(30) as client:
         with Writers(cluster, "removed", callers=2) as writers:
             for _ in range(3):
                 writers.wait_for_more()
@@ -179,4 +205,4 @@ def test_the_leader_is_removed_and_leadership_moves_on_again_within_100_ms(tmp_p
         shown = ", ".join(f"{each * 1000:.0f}" for each in took)
         print(f"removed, and leadership moved on again, within {shown} ms")
         assert min(took) < seconds, shown
-        assert max(took) < 1.0, "nobody waits for an election timeout"
+        assert max(took) < WITHOUT_WAITING_SECONDS, "nobody waits for an election timeout"

@@ -10,8 +10,8 @@ import pytest
 from cluster_stories import Writers, assert_nothing_lost, held
 
 from geraft.client import Client
-from geraft.kv import decode_value, get, put
-from geraft.testing.cluster import Cluster, LinkedCluster, wait_until
+from geraft.kv import decode_value, get
+from geraft.testing.cluster import PATIENT, Cluster, LinkedCluster, wait_until, write_surely
 
 pytestmark = pytest.mark.slow  # real processes, started and ended for each story
 
@@ -22,7 +22,7 @@ def write(client: Client, count: int, prefix: str, value: bytes = b"v") -> dict[
     """So many keys, several at a time; what was written."""
     keys = {f"{prefix}/{number}": value + b"%d" % number for number in range(count)}
     with ThreadPoolExecutor(8) as callers:
-        list(callers.map(lambda pair: client.apply(put(*pair), timeout_seconds=20), keys.items()))
+        list(callers.map(lambda pair: write_surely(client, *pair), keys.items()))
     return keys
 
 
@@ -40,6 +40,12 @@ def snapshot_files(cluster: Cluster, node: str) -> list[str]:
     return sorted(os.listdir(cluster.data(node) / "snapshots"))
 
 
+def same_snapshot_twice(client: Client, cluster: Cluster, node: str) -> int:
+    """The index of the snapshot that it takes, if it is asked again and takes no other; 0 if the log grew meanwhile."""
+    index = client.take_snapshot(cluster.address(node))
+    return index if index == client.take_snapshot(cluster.address(node)) else 0
+
+
 @pytest.mark.parametrize("patched", [0, 3])
 def test_a_node_that_starts_after_1000_writes_and_compaction_catches_up(tmp_path: Path, patched: int) -> None:
     cluster = Cluster(tmp_path, options=COPIES, patched=patched)
@@ -47,11 +53,11 @@ def test_a_node_that_starts_after_1000_writes_and_compaction_catches_up(tmp_path
         try:
             cluster.start("n1", "n2")
             written = write(client, 1000, "early")
-            leader = cluster.leader()
-            wait_until_cut(cluster, leader, 900)
+            for node in ("n1", "n2"):
+                wait_until_cut(cluster, node, 900)
             cluster.start("n3")
             late = write(client, 50, "late")
-            wait_until_applied(cluster, "n3", cluster.status(leader).commit_index)
+            cluster.wait_until_even()
             status = cluster.status("n3")
             assert status.log_base_index >= 900, "it came by a snapshot, and not by the log"
             assert held(cluster, "n3", "early") == written
@@ -66,7 +72,7 @@ def test_a_node_that_starts_after_1000_writes_and_compaction_catches_up(tmp_path
 
 
 def test_a_snapshot_made_while_a_node_is_paused_reaches_it_and_it_forms_a_quorum(tmp_path: Path) -> None:
-    with Cluster(tmp_path, options=COPIES) as cluster, cluster.client() as client:
+    with Cluster(tmp_path, options=(*COPIES, *PATIENT)) as cluster, cluster.client() as client:
         write(client, 10, "before")
         leader = cluster.leader()
         paused, other = (node for node in cluster.members if node != leader)
@@ -76,8 +82,8 @@ def test_a_snapshot_made_while_a_node_is_paused_reaches_it_and_it_forms_a_quorum
         cluster.resume(paused)
         wait_until_applied(cluster, paused, 400)
         cluster.kill(other)  # now nothing is committed without the node that was paused
-        client.apply(put("quorum", b"of two"), timeout_seconds=20)
-        wait_until_applied(cluster, paused, cluster.status(leader).commit_index)
+        write_surely(client, "quorum", b"of two")
+        cluster.wait_until_even(leader, paused)
         assert held(cluster, paused, "meanwhile") == written
         cluster.kill(leader)
         cluster.start(other)
@@ -97,11 +103,11 @@ def test_copies_on_every_write_and_a_restart_of_all(tmp_path: Path) -> None:
             cluster.kill(node)
         cluster.start()
         cluster.leader()
-        client.apply(put("after", b"the restart"), timeout_seconds=20)
+        write_surely(client, "after", b"the restart")
+        cluster.wait_until_even()
         for node in cluster.members:
-            wait_until_applied(cluster, node, 150)
             assert held(cluster, node, "copied") == written
-            assert cluster.status(node).snapshot_index >= 150
+            wait_until(f"{node} to copy all", lambda node=node: cluster.status(node).snapshot_index >= 150)
 
 
 def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path: Path) -> None:
@@ -110,6 +116,7 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path: Path) -> None:
         written = write(client, 450, "kept")
         wait_until("the fourth snapshot", lambda: cluster.status("n1").snapshot_index >= 400)
         wait_until_cut(cluster, "n1", 200)
+        wait_until("two of them to be kept", lambda: len(snapshot_files(cluster, "n1")) == 2)
         cluster.kill("n1")
         older, newest = snapshot_files(cluster, "n1")
         with (cluster.data("n1") / "snapshots" / newest).open("r+b") as file:
@@ -129,8 +136,10 @@ def test_a_snapshot_is_taken_when_asked_for_and_a_killed_node_starts_from_it(tmp
         written = write(client, 60, "folded")
         for node in cluster.members:
             wait_until_applied(cluster, node, 60)
-            index = client.take_snapshot(cluster.address(node))
-            assert index == client.take_snapshot(cluster.address(node)) >= 60, "nothing new: the same again"
+            index = wait_until(
+                "nothing new: the same snapshot again", lambda node=node: same_snapshot_twice(client, cluster, node)
+            )
+            assert index >= 60
             wait_until_cut(cluster, node, index - 20)  # whole batches go
         with Writers(cluster, "beside") as writers:
             writers.wait_for_more(20)
@@ -144,21 +153,24 @@ def test_a_snapshot_is_taken_when_asked_for_and_a_killed_node_starts_from_it(tmp
 
 def test_a_transfer_survives_the_death_of_either_side_and_of_the_stream(tmp_path: Path) -> None:
     """20 MB over a slow link: the stream is broken, the receiver killed, then the leader; the third goes on."""
-    options = ("--trailing-entries", "0")
-    cluster = LinkedCluster(tmp_path, options=options)
+    cluster = LinkedCluster(tmp_path, options=("--trailing-entries", "0", *PATIENT))
     with cluster.client(timeout_seconds=60) as client:
         try:
             cluster.start("n1", "n2")
             big = os.urandom(1 << 20)
             for number in range(20):
-                client.apply(put(f"big/{number}", big + b"%d" % number), timeout_seconds=30)
+                write_surely(client, f"big/{number}", big + b"%d" % number)
             for node in ("n1", "n2"):
                 wait_until_applied(cluster, node, 20)
                 wait_until_cut(cluster, node, client.take_snapshot(cluster.address(node)))
-            leader = cluster.leader()
             with cluster.links.slow([(node, "n3") for node in ("n1", "n2")], 0.02, 0.02):
                 cluster.start("n3")
-                wait_until("some of it to be there", lambda: cluster.status("n3").fetched_bytes > 2 << 20)
+
+                def source_of_some() -> str:
+                    status = cluster.status("n3")
+                    return status.fetching_from if status.fetched_bytes > 2 << 20 else ""
+
+                leader = wait_until("some of it to be there", source_of_some)
                 cluster.links.reset("n3", leader)
                 cluster.links.reset(leader, "n3")
                 wait_until("the stream to break", lambda: "broke after" in cluster.nodes["n3"].said())
@@ -171,8 +183,9 @@ def test_a_transfer_survives_the_death_of_either_side_and_of_the_stream(tmp_path
                 cluster.kill(leader)
             wait_until("the new leader", lambda: cluster.leader(other_than=leader), 40)
             wait_until_applied(cluster, "n3", 20, timeout_seconds=40)
-            client.apply(put("quorum", b"of the other two"), timeout_seconds=30)
+            write_surely(client, "quorum", b"of the other two")
+            cluster.wait_until_even(*(set(cluster.members) - {leader}))
             assert len(held(cluster, "n3", "big/")) == 20
-            assert [name for name in snapshot_files(cluster, "n3") if name.endswith("temporary")] == []
+            wait_until("it to clear up", lambda: not any("temporary" in name for name in snapshot_files(cluster, "n3")))
         finally:
             cluster.stop()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +26,8 @@ QUICK = Config(
     apply_retry_seconds=0.02,
     apply_retry_max_seconds=0.1,
 )
+PATIENT = dataclasses.replace(QUICK, acceptable_pause_seconds=2.0)
+"""For clusters in which nobody is to campaign because a busy machine has let a thread stall."""
 
 
 def wait_until(condition: Callable[[], Any], timeout_seconds: float = 30.0) -> Any:
@@ -173,14 +175,6 @@ def lone_node(
     app = app if app is not None else Journal()
     storage = storage if storage is not None else MemoryStorage()
     return RaftNode(app, storage, id=id, listen="127.0.0.1:0", bootstrap={id: "127.0.0.1:0"}, config=config)
-
-
-def free_addresses(count: int) -> list[str]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
-    for probe in probes:
-        probe.close()
-    return addresses
 
 
 def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:

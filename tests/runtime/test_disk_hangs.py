@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runtime_parts import QUICK, Journal, TamedStorage, free_addresses, in_thread, wait_until
+from runtime_parts import PATIENT, Journal, TamedStorage, in_thread, wait_until
 
 from geraft import FileStorage, RaftNode, RaftStorage, SqliteStorage
 from geraft.errors import GeraftError, NodeStopped, StorageFailed
+from geraft.testing.cluster import free_addresses
 
 STALL_SECONDS = 1.5
 HANG_SECONDS = 5.0
@@ -28,11 +28,10 @@ def make_file(directory: Path) -> RaftStorage:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [make_sqlite, make_file])
 def test_a_leader_whose_disk_hangs_stops_and_another_leads(tmp_path: Path, make: Callable[[Path], RaftStorage]) -> None:
-    config = dataclasses.replace(QUICK, storage_stall_seconds=STALL_SECONDS)
     ids = ["n1", "n2", "n3"]
     voters = dict(zip(ids, free_addresses(3), strict=True))
     stores = {id: TamedStorage(make(tmp_path / id)) for id in ids}
-    nodes = {id: RaftNode(Journal(), stores[id], id=id, bootstrap=voters, config=config) for id in ids}
+    nodes = {id: RaftNode(Journal(), stores[id], id=id, bootstrap=voters, config=PATIENT) for id in ids}
     try:
         for node in nodes.values():
             node.start()
@@ -40,6 +39,7 @@ def test_a_leader_whose_disk_hangs_stops_and_another_leads(tmp_path: Path, make:
         others = [id for id in ids if id != leader]
         acknowledged = [b"before"]
         nodes[leader].apply(b"before", 30)
+        nodes[leader].tune(storage_stall_seconds=STALL_SECONDS)  # not of the others: their disks may be slow
 
         hung_since = time.monotonic()
         stores[leader].write_gate.close()
@@ -67,7 +67,7 @@ def test_a_leader_whose_disk_hangs_stops_and_another_leads(tmp_path: Path, make:
         stores[leader].write_gate.open()  # what was under way goes through
         nodes[leader].stop(10)
         wait_until(lambda: not stores[leader].is_open)
-        nodes[leader] = RaftNode(Journal(), stores[leader], id=leader, bootstrap=voters, config=config).start()
+        nodes[leader] = RaftNode(Journal(), stores[leader], id=leader, bootstrap=voters, config=PATIENT).start()
         nodes[leader].apply(b"back", 30)
         acknowledged.append(b"back")
     finally:

@@ -262,7 +262,7 @@ def test_an_inbox_hammered_by_threads_loses_nothing_and_the_loop_keeps_count(hub
     hub.spawn(timers)
     putters = [in_thread(partial(put, thread)) for thread in range(6)]
     for thread, outcome in putters:
-        thread.join(60)
+        thread.join(100)
         assert outcome == [None]
     wait_until(lambda: len(taken) == 6 * per_thread)
     for number in range(6):  # of each putter in order
@@ -499,9 +499,9 @@ ENDINGS: dict[str, str] = {
     "failed": "node._supervisor.failed(OSError('broken'))",
     "stopped": "node.stop()",
     "not started": "node.stop(); node = lone_node()",
-    "an app that hangs": "app.on_write = lambda *_: time.sleep(60)\\n"
-    "import _thread; _thread.start_new_thread(lambda: node.apply(b'y', 60), ()); time.sleep(0.2)",
-    "a start that hangs": "app.on_install = lambda: time.sleep(60); other = lone_node(app)\\n"
+    "an app that hangs": "app.on_write = lambda *_: time.sleep(100)\\n"
+    "import _thread; _thread.start_new_thread(lambda: node.apply(b'y', 100), ()); time.sleep(0.2)",
+    "a start that hangs": "app.on_install = lambda: time.sleep(100); other = lone_node(app)\\n"
     "import _thread; _thread.start_new_thread(other.start, ()); time.sleep(0.2)",
 }
 
@@ -514,6 +514,6 @@ def test_the_process_ends_whatever_its_node_does(ending: str) -> None:
         + "app = Journal(); node = lone_node(app).start(); node.apply(b'x', 30)\n"
         + ENDINGS[ending].replace("\\n", "\n")
         + "\nprint('end', flush=True)",
-        timeout_seconds=30,
+        timeout_seconds=60,
     )
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr

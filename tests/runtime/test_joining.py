@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runtime_parts import Journal, free_addresses, wait_until
+from runtime_parts import Journal, wait_until
 
 from geraft import Config, MemoryStorage, RaftNode, RaftStorage, SqliteStorage
 from geraft.errors import ConfigError, JoinRefused, MembershipRefused
+from geraft.testing.cluster import free_addresses
 
-BRISK = Config(heartbeat_interval_seconds=0.05, election_timeout_seconds=0.5)
+BRISK = Config(heartbeat_interval_seconds=0.05, election_timeout_seconds=0.5, acceptable_pause_seconds=2.0)
 
 
 def node(id: str, storage: RaftStorage | None = None, **arguments: object) -> RaftNode:
@@ -43,7 +44,7 @@ def test_a_node_joins_by_itself_and_goes_on_after_a_restart(founder: RaftNode, t
     for join in ([founder.address], ["127.0.0.1:1"], None):  # on later starts it does not matter
         with node("n2", SqliteStorage(tmp_path / "log.db"), listen=address, join=join) as joined:
             wait_until(lambda joined=joined: joined.read(b"", "stale") == b"1")
-            assert joined.status().membership == "voter"
+            wait_until(lambda joined=joined: joined.status().membership == "voter")
 
 
 def test_a_learner_stays_one_and_does_not_count(founder: RaftNode) -> None:
@@ -91,13 +92,13 @@ def test_foreign_and_old_state_are_refused(founder: RaftNode) -> None:
 
 def test_without_a_seed_that_answers_the_start_says_so() -> None:
     with pytest.raises(JoinRefused, match=r"no seed of 127\.0\.0\.1:9 tells of a cluster"):
-        node("n2", join=["127.0.0.1:9"]).start(1.0)
+        node("n2", join=["127.0.0.1:9"]).start(4.0)
 
 
 def test_a_leader_that_does_not_reach_the_node_lets_it_know(founder: RaftNode) -> None:
     """Its own address is wrong: it is a learner that nobody waits for."""
     with pytest.raises(JoinRefused, match=r"does not reach it at 127\.0\.0\.1:9"):
-        node("n2", join=[founder.address], advertise="127.0.0.1:9").start(2.0)
+        node("n2", join=[founder.address], advertise="127.0.0.1:9").start(6.0)
     founder.apply(b"unharmed")
     founder.remove_server("n2")
 
@@ -141,5 +142,5 @@ def test_a_joint_change_of_all_voters(founder: RaftNode) -> None:
         founder.change_membership(voters=["n2", "n3"])
         wait_until(lambda: founder.status().membership == "removed")
         wait_until(lambda: n2.status().leader_id in ("n2", "n3"))
-        n3.apply(b"by the others")
+        n3.apply(b"by the others", timeout_seconds=20)
         assert voters(n2) == {"n2", "n3"}

@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from runtime_parts import QUICK, Gate, in_thread, wait_until
+from runtime_parts import PATIENT, Gate, in_thread, wait_until
 from test_runtime_rules import Servers
 
 
 @pytest.fixture
 def three() -> Iterator[Servers]:
-    # nobody is to campaign because the machine has much to do: a new leader's empty entry and its term are news
-    servers = Servers(3, dataclasses.replace(QUICK, apply_stuck_seconds=0, acceptable_pause_seconds=2.0))
+    servers = Servers(3, dataclasses.replace(PATIENT, apply_stuck_seconds=0))
     for node in servers.nodes:
         node.start()
     yield servers
@@ -46,6 +45,9 @@ def test_what_waits_for_the_app_and_for_a_quorum(three: Servers) -> None:
     number = three.leader()
     leader, gate = three.nodes[number], Gate()
     leader.apply(b"x", timeout_seconds=20)
+    # The identity of a store that is heard of later would be an entry too.
+    wait_until(lambda: all(member.store_id for member in leader.cluster_info().members), 20)
+    wait_until(lambda: leader.status().explanation == "leads, all members are up to date", 20)
     gate.close()
     three.apps[number].on_write = lambda command, index: gate()
     try:
@@ -55,15 +57,16 @@ def test_what_waits_for_the_app_and_for_a_quorum(three: Servers) -> None:
         explanation = wait_until(lambda: "with a read" in (said := leader.status().explanation) and said, 20)
         assert "3 entries for the app, 1 caller with a read" in explanation
         assert leader.status().reads_waiting == 1
-        others = [node for node in three.nodes if node is not leader]
-        for node in others:
-            node.stop(5.0)
-        writing, _ = in_thread(lambda: leader.commit(b"y", timeout_seconds=1.5))
+        for other in {0, 1, 2} - {number}:
+            three.stores[other].write_gate.close()
+        writing, _ = in_thread(lambda: leader.commit(b"y", timeout_seconds=20))
         explanation = wait_until(lambda: "for a quorum" in (said := leader.status().explanation) and said, 20)
         assert "1 entry for a quorum" in explanation and "caller with a write" in explanation
         assert leader.status().writes_waiting == 1
     finally:
         gate.open()
+        for store in three.stores:
+            store.write_gate.open()
     reading.join(20)
     writing.join(20)
 
@@ -74,7 +77,7 @@ def test_why_there_is_no_leader_and_who_waits_for_one(three: Servers) -> None:
     for node in three.nodes[1:]:
         node.stop(5.0)
     wait_until(lambda: not survivor.status().leader_id, 20)
-    waiting, _ = in_thread(lambda: survivor.apply(b"x", timeout_seconds=4))
+    waiting, _ = in_thread(lambda: survivor.apply(b"x", timeout_seconds=10))
     said = wait_until(
         lambda: "1 caller for a leader" in (text := survivor.status().explanation) and "1 of 3" in text and text, 20
     )

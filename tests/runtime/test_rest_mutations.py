@@ -36,6 +36,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str] | str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # the first of them has all the mutations made
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 def test_a_broken_rest_is_noticed(mutation: Mutation, failed: dict[str, set[str] | str]) -> None:
     assert failed[mutation.name] == set(mutation.tests)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gevent
 import pytest
-from runtime_parts import QUICK, Gate, Journal, TamedStorage, free_addresses, in_thread, lone_node, threads, wait_until
+from runtime_parts import QUICK, Gate, Journal, TamedStorage, in_thread, lone_node, threads, wait_until
 
 from geraft import MemoryStorage, RaftNode, SqliteStorage, signals
 from geraft.errors import (
@@ -27,6 +27,10 @@ from geraft.errors import (
 )
 from geraft.runtime import supervisor
 from geraft.runtime.wishes import Transfer
+from geraft.testing.cluster import free_addresses
+
+AT_ONCE_SECONDS = 2.5
+"""Less than stop() waits for any one thing that hangs, more than a busy machine makes of nothing."""
 
 
 def timed(run) -> float:
@@ -79,7 +83,7 @@ def test_stop_can_be_called_again_and_by_several_at_once() -> None:
     for thread, outcome in stoppers:
         thread.join(20)
         assert outcome == [None]
-    assert timed(node.stop) < 0.5
+    assert timed(node.stop) < AT_ONCE_SECONDS
 
 
 def test_a_second_stopper_returns_when_the_node_has_stopped() -> None:
@@ -179,7 +183,7 @@ def test_a_taken_address_leaves_nothing_behind(tmp_path: Path) -> None:
         other = RaftNode(Journal(), SqliteStorage(tmp_path / "n2.db"), id="n2", bootstrap={"n2": address})
         with pytest.raises(AddressInUse, match=address.rpartition(":")[2]):
             other.start()
-        assert timed(other.stop) < 1.0
+        assert timed(other.stop) < AT_ONCE_SECONDS
         SqliteStorage(tmp_path / "n2.db").open()  # not locked
         wait_until(lambda: threads() <= before)
 
@@ -210,7 +214,7 @@ def test_an_app_that_does_not_start_is_told_from_a_node() -> None:
     with pytest.raises(KeyError, match="no table"):
         node.start()
     assert not storage.is_open
-    assert timed(node.stop) < 0.5
+    assert timed(node.stop) < AT_ONCE_SECONDS
 
 
 def test_a_store_of_another_node_is_not_closed_by_the_start_it_refuses() -> None:
@@ -230,7 +234,8 @@ def test_a_store_that_hangs_while_it_is_opened_is_closed_when_it_comes_back(monk
     with pytest.raises(StorageFailed, match="opening the log store took longer than"):
         node.start(timeout_seconds=0.2)
     storage.open_gate.open()
-    wait_until(lambda: storage.inner._opened is False)  # type: ignore[attr-defined]
+    assert node._supervisor._log_writer.wait_until_ended(20)
+    assert storage.inner._opened is False  # type: ignore[attr-defined]
     lone_node(storage=storage).start().stop()
 
 
@@ -249,6 +254,7 @@ def test_a_store_that_fails_stops_the_node_and_is_let_go(tmp_path: Path, caplog:
     storage = TamedStorage(SqliteStorage(tmp_path / "n1.db"))
     node = lone_node(storage=storage).start()
     node.apply(b"x", 30)
+    wait_until(lambda: node.cluster_info().members[0].store_id and "waiting" not in node.status().explanation)
     storage.fail_writes = OSError(28, "No space left on device")
     with caplog.at_level(logging.CRITICAL), pytest.raises(OutcomeUnknown, match="No space left on device"):
         node.apply(b"y", 30)
@@ -282,14 +288,14 @@ def test_a_store_that_fails_while_the_node_stops_is_closed_all_the_same() -> Non
 
 def test_a_store_that_hangs_ends_the_node_in_time(caplog: pytest.LogCaptureFixture) -> None:
     storage = TamedStorage()
-    config = type(QUICK)(storage_stall_seconds=0.5, stop_timeout_seconds=2.0)
-    node = lone_node(storage=storage, config=config).start()
+    node = lone_node(storage=storage, config=type(QUICK)(stop_timeout_seconds=2.0)).start()
     node.apply(b"x", 30)
+    node.tune(storage_stall_seconds=0.5)
     storage.write_gate.close()
     with caplog.at_level(logging.CRITICAL):
         with pytest.raises(OutcomeUnknown, match="has hung"):
             node.apply(b"y", 30)
-        assert timed(node.stop) < 2.5
+        assert timed(node.stop) < 6  # of the default time it would take 8
     assert storage.is_open  # the hung thread has it
     storage.write_gate.open()
     wait_until(lambda: not storage.is_open)
@@ -319,7 +325,7 @@ def test_stop_ends_in_time_though_everything_hangs() -> None:
     storage.write_gate.close()
     unwritten = in_thread(lambda: node.apply(b"unwritten", 60))[1]
     assert storage.write_gate.held.wait(20)
-    assert timed(lambda: node.stop(2.0)) < 2.5
+    assert timed(lambda: node.stop(2.0)) < 6  # of the default time it would take 8 and more
     # Whoever is not in the hands of something that hangs has an answer.
     wait_until(lambda: queued and unwritten and all(reads))
     assert isinstance(queued[0], OutcomeUnknown) and isinstance(unwritten[0], OutcomeUnknown)

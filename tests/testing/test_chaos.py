@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -142,21 +144,33 @@ def test_a_file_that_is_no_history_is_refused(tmp_path: Path, content: str) -> N
 # Whole runs
 
 
+def answered(history: Iterable[Operation], since: float = 0.0, until: float = inf) -> tuple[int, int]:
+    """How many calls were answered in that time, of time.monotonic(), and how many of them were writes."""
+    within = [one for one in history if one.returned is not None and since <= one.returned / 1e9 <= until]
+    return len(within), sum(not isinstance(one.input, Get) for one in within)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_what_callers_see_under_chaos_is_linearizable(tmp_path: Path) -> None:
     lines: list[str] = []
     setting = Setting(
         seed=8, seconds=18, nodes=3, callers=4, callers_inside=1, kinds=("kill", "mute", "half-open", "reset")
     )
-    outcome = Chaos(tmp_path, setting, lines.append).run()
+    chaos = Chaos(tmp_path, setting, lines.append)
+    outcome = chaos.run()
     assert outcome.good, str(outcome)
-    assert outcome.acknowledged > 200 and outcome.acknowledged_writes > 80
     assert len(outcome.rows) >= 3 and outcome.silence[0] > 0
     assert "3 nodes hold the same" in str(outcome)
     assert outcome.summary().startswith("chaos seed 8: ok, 18 s")
     assert any("callers outside: acknowledged" in line for line in lines)
     assert len(json.loads((tmp_path / "plan.json").read_text())["plan"]) == len(outcome.rows)
     history = read_history(tmp_path / "history.jsonl")
+    assert answered(history) == (outcome.acknowledged, outcome.acknowledged_writes)
+    began, rows = chaos._began, outcome.rows
+    first, last = rows[0].at_seconds, max(row.at_seconds + row.seconds for row in rows)
+    calls, writes = answered(history, began + first, began + last)
+    assert calls > 40 and writes > 15, f"callers are answered while faults are played: {calls}, {writes}"
     clients = {operation.client.split(".")[0] for operation in history}
     assert clients == {"n1", "n2", "n3", "outside", "at the end"}, "callers within every node, and outside"
     # The same history, but for one read that answers what was there before: the check must notice.
@@ -183,17 +197,21 @@ def test_every_kind_of_fault_is_played_and_survived(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_stale_reads_are_found_out_and_all_is_kept(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
     geraft = [sys.executable, "-m", "geraft", "chaos"]
     options = "--seconds 12 --seed 1 --nodes 3 --callers 3 --calls-per-second 200 --reads stale --faults deafen,isolate"
-    done = subprocess.run(
-        [*geraft, *options.split(), "--directory", str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    for attempt in range(3):
+        directory = tmp_path / f"run{attempt}"
+        done = subprocess.run(
+            [*geraft, *options.split(), "--directory", str(directory)],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        if done.returncode != 0:  # else the machine was too slow for a read to be seen as stale
+            break
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no order of these operations of key" in done.stdout
     assert re.search(r"^chaos seed 1: FAILED", done.stdout, re.MULTILINE)

@@ -139,15 +139,21 @@ def test_nothing_connects_through_a_cut(ends: Ends, cut: tuple[str, str]) -> Non
 
 def test_a_slow_link_delays_and_keeps_the_order(ends: Ends) -> None:
     a, b = ends.connect()
-    with ends.links.slow([("a", "b")], 0.1, 0.3):
+
+    def seconds_until_answered() -> float:
         began = time.monotonic()
         for letter in b"abcdef":
             a.sendall(bytes([letter]))
             time.sleep(0.01)
         assert_passes(b, a)
-        assert time.monotonic() - began < 0.16, "the other direction is as fast as ever"
+        answered = time.monotonic() - began
         assert take(b, 6) == b"abcdef"
         assert time.monotonic() - began > 0.15
+        return answered
+
+    with ends.links.slow([("a", "b")], 0.1, 0.3):
+        # On a busy machine perhaps not the first time; a slow direction would never be in time.
+        assert any(seconds_until_answered() < 0.16 for _ in range(5)), "the other direction is as fast as ever"
     assert_passes(a, b)
 
 

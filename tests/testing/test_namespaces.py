@@ -16,7 +16,7 @@ from geraft.kv import decode_value, get, put
 from geraft.testing.cluster import OUTSIDE, NamespacedCluster, wait_until
 
 with NamespacedCluster(pathlib.Path(sys.argv[1])) as cluster, cluster.client() as client:
-    client.apply(put("key", b"before"), timeout_seconds=30)
+    wait_until("the first write", lambda: client.apply(put("key", b"before"), 10) is not None)
     leader = cluster.leader()
     one, another = [node for node in cluster.members if node != leader]
     with cluster.links.cut([(leader, one), (leader, another)]):  # it hears them, and they don't hear it
@@ -33,6 +33,7 @@ with NamespacedCluster(pathlib.Path(sys.argv[1])) as cluster, cluster.client() a
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_leader_whose_packets_are_lost_gives_way(tmp_path: Path) -> None:
     if reason := unavailable():
         pytest.skip(f"there can be no network namespaces here: {reason}")
@@ -40,7 +41,7 @@ def test_a_leader_whose_packets_are_lost_gives_way(tmp_path: Path) -> None:
         ["unshare", "--net", sys.executable, "-c", STORY, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "gave way\neven\n"), done.stderr

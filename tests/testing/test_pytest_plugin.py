@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)  # each test runs a pytest of its own
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 APPS = """
@@ -34,7 +36,7 @@ def run_pytest(directory: Path, test: str, *options: str) -> subprocess.Complete
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
 
@@ -92,14 +94,16 @@ def test_real_processes_of_the_size_that_the_marker_says(tmp_path: Path) -> None
         """
 import pytest
 from geraft.kv import decode_value, get, put
+from geraft.testing.cluster import wait_until
 
 @pytest.mark.raft_cluster(size=2)
 def test_it(raft_cluster):
     assert sorted(raft_cluster.members) == ["n1", "n2"]
     with raft_cluster.client() as client:
-        client.apply(put("key", b"value"))
+        # Again, if its outcome is unknown: their first leader may not stay.
+        wait_until("a write", lambda: client.apply(put("key", b"value"), timeout_seconds=10) is not None, 60)
         raft_cluster.restart(raft_cluster.leader())
-        assert decode_value(client.read(get("key"), timeout_seconds=20)) == b"value"
+        assert decode_value(client.read(get("key"), timeout_seconds=60)) == b"value"
 """,
         "--strict-markers",
     )

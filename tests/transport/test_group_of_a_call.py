@@ -237,8 +237,8 @@ def test_a_node_asks_seeds_for_its_own_group(server: GroupServer) -> None:
         answers, reasons = seeds.cluster_infos([server.address, plain.address])
         assert [answer.cluster_id for answer in answers] == ["c-b"]
         assert len(reasons) == 1 and f"{plain.address}: no group 'b' at node n1" in reasons[0]
-        wish = Transfer("n2", monotonic() + 5, forwarded=False)
-        seeds.fulfil(server.address, wish, "c-b", 5.0)
+        wish = Transfer("n2", monotonic() + 20, forwarded=False)
+        seeds.fulfil(server.address, wish, "c-b", 20.0)
         assert len(server.peers["b"].wishes) == 1 and not server.peers["a"].wishes
         with pytest.raises(UnknownGroup):
             Seeds(hub, CONFIG, {}, "c").fulfil(server.address, wish, "c-c", 5.0)

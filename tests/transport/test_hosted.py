@@ -19,7 +19,7 @@ from geraft.service import grpc_executor
 from geraft.simple import MemoryRepository, to_raft_app
 from geraft.testing.cluster import free_addresses, wait_until
 
-QUICK = Config(heartbeat_interval_seconds=0.05, election_timeout_seconds=0.5, acceptable_pause_seconds=0.2)
+PATIENT = Config(heartbeat_interval_seconds=0.05, election_timeout_seconds=0.5, acceptable_pause_seconds=2.0)
 
 
 class Host:
@@ -37,7 +37,7 @@ class Host:
             id=id,
             address=self.address,
             bootstrap=voters,
-            config=QUICK,
+            config=PATIENT,
         )
         methods = {"Write": grpc.unary_unary_rpc_method_handler(self.write)}
         self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("example.Echo", methods)])

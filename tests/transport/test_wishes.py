@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from transport_harness import MEMBERS, Peer
+from transport_harness import MEMBERS, Peer, wait_until
 
 from geraft.core.membership import (
     AddServer,
@@ -19,7 +19,7 @@ from geraft.errors import CatchUpFailed, GeraftError, MembershipPending, Members
 from geraft.pb import geraft_pb2 as pb
 from geraft.runtime.hub import finish, monotonic
 from geraft.runtime.wishes import Change, Transfer, Wish
-from geraft.transport import failures
+from geraft.transport import failures, transport
 from geraft.transport.wishes import encode_wish
 
 CHANGES = [
@@ -52,16 +52,16 @@ def ask(peer: Peer, method: str, record: object) -> bytes:
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: type(change).__name__)
 def test_a_change_arrives_as_it_was_asked_and_the_members_come_back(change: MembershipChange) -> None:
     with Peer("n1") as leader, Peer("n2") as follower:
-        assert forwarded(leader, follower, Change(change, monotonic() + 5)) == MEMBERS
+        assert forwarded(leader, follower, Change(change, monotonic() + 60)) == MEMBERS
         (wish,) = leader.wishes
         assert isinstance(wish, Change)
         assert (wish.change, wish.forwarded) == (change, True)
-        assert 3 < wish.deadline - monotonic() <= 5
+        assert 50 < wish.deadline - monotonic() <= 60
 
 
 def test_so_does_a_transfer() -> None:
     with Peer("n1") as leader, Peer("n2") as follower:
-        assert forwarded(leader, follower, Transfer("n2", monotonic() + 5, forwarded=False)) is None
+        assert forwarded(leader, follower, Transfer("n2", monotonic() + 60, forwarded=False)) is None
         (wish,) = leader.wishes
         assert isinstance(wish, Transfer)
         assert (wish.target, wish.forwarded) == ("n2", True)
@@ -72,23 +72,24 @@ def test_the_leaders_reason_comes_back(kind: type[GeraftError]) -> None:
     with Peer("n1") as leader, Peer("n2") as follower:
         leader.call_error = kind("the reason")
         with pytest.raises(kind, match="the reason"):
-            forwarded(leader, follower, Change(CHANGES[0], monotonic() + 5))
+            forwarded(leader, follower, Change(CHANGES[0], monotonic() + 60))
 
 
 def test_who_leads_no_more_gives_it_back_to_wait_for_the_next() -> None:
     with Peer("n1") as leader, Peer("n2") as follower:
         leader.call_error = NotLeader("ask n3")
-        wish = Change(CHANGES[0], monotonic() + 5)
+        wish = Change(CHANGES[0], monotonic() + 60)
         with pytest.raises(AssertionError, match="no answer"):
             forwarded(leader, follower, wish, 1.0)
-        assert follower.wishes_resubmitted == [wish]
+        wait_until(lambda: follower.wishes_resubmitted == [wish])
 
 
-def test_an_answer_that_is_under_way_outlives_the_membership_of_the_leader() -> None:
+def test_an_answer_that_is_under_way_outlives_the_membership_of_the_leader(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is removed by the very wish that it answers."""
+    monkeypatch.setattr(transport, "GONE_SECONDS", 30.0)  # what we do meanwhile may take a busy machine long
     with Peer("n1") as leader, Peer("n2") as follower:
         leader.answer_calls = False
-        wish = Change(RemoveServer(id="n1"), monotonic() + 5)
+        wish = Change(RemoveServer(id="n1"), monotonic() + 60)
         follower.transport.set_peers({"n1": leader.address})
         follower.transport.forward_wish("n1", wish)
         while not leader.wishes:
@@ -96,7 +97,7 @@ def test_an_answer_that_is_under_way_outlives_the_membership_of_the_leader() -> 
         follower.transport.set_peers({})
         assert not wish.wait(0.3)
         finish(leader.wishes, [MEMBERS])
-        assert wish.result(5, lambda: AssertionError("no answer")) == MEMBERS
+        assert wish.result(20, lambda: AssertionError("no answer")) == MEMBERS
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from geraft.transport.pulse import RestNote
 from geraft.transport.server import RaftServer
 from geraft.transport.transport import Transport
 
-CONFIG = Config()
+CONFIG = Config(election_timeout_seconds=20.0)  # for so long a vote waits for its answer, on a busy machine too
 CLUSTER = "c1"
 MEMBERS = Configuration(voters=(Member("n1", "127.0.0.1:1", "s1"),), learners=(Member("n2", "127.0.0.1:2"),))
 

@@ -2,7 +2,7 @@
 
     python host.py [patched] ID DATA_DIR ID=ADDRESS ID=ADDRESS ...
 
-Each line is a verb with its arguments; each is answered by one line of JSON.
+Each line is a verb with its arguments; each is answered by one line of JSON, which names the GeraftError if one came.
 """
 
 import sys
@@ -21,7 +21,8 @@ from pathlib import Path
 
 import gevent
 
-from geraft import FileRepository, RaftNode, SqliteStorage, to_raft_app
+from geraft import Config, FileRepository, RaftNode, SqliteStorage, to_raft_app
+from geraft.errors import GeraftError, OutcomeUnknown
 from geraft.kv import KeyValueApp, decode_value, get, put
 
 
@@ -38,9 +39,21 @@ def compute(seconds: str) -> int:
     return rounds
 
 
+def write_surely(key: str, value: bytes, timeout_seconds: float = 40.0) -> bytes:
+    """Again, if the outcome is unknown: the same value twice is no harm."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            return node.apply(put(key, value), max(left, 0.1))
+        except OutcomeUnknown:
+            if left < 0:
+                raise
+
+
 def write_from_greenlets(count: str) -> int:
     """So many at once, each a write of its own; gives how many of them can be read afterwards."""
-    greenlets = [gevent.spawn(node.apply, put(f"greenlet/{n}", b"%d" % n), 60.0) for n in range(int(count))]
+    greenlets = [gevent.spawn(write_surely, f"greenlet/{n}", b"%d" % n) for n in range(int(count))]
     gevent.joinall(greenlets, raise_error=True)
     return sum(decode_value(node.read(get(f"greenlet/{n}"))) == b"%d" % n for n in range(int(count)))
 
@@ -48,7 +61,7 @@ def write_from_greenlets(count: str) -> int:
 def write_from_threads(count: str) -> int:
     """The same from threads; in a patched process these are greenlets too."""
     with ThreadPoolExecutor(int(count)) as threads:
-        list(threads.map(lambda n: node.apply(put(f"thread/{n}", b"%d" % n), 60.0), range(int(count))))
+        list(threads.map(lambda n: write_surely(f"thread/{n}", b"%d" % n), range(int(count))))
         values = threads.map(lambda n: decode_value(node.read(get(f"thread/{n}"))), range(int(count)))
         return sum(value == b"%d" % n for n, value in enumerate(values))
 
@@ -92,7 +105,7 @@ def use_in_fork() -> dict[str, object]:
 
 
 def write(key: str, value: str) -> str:
-    return node.apply(put(key, value.encode()), 30.0).hex()
+    return write_surely(key, value.encode()).hex()
 
 
 def read(key: str) -> str:
@@ -126,10 +139,15 @@ node = RaftNode(
     SqliteStorage(Path(data_dir) / "log.db"),
     id=node_id,
     bootstrap=dict(member.split("=") for member in members),
+    config=Config(acceptable_pause_seconds=3.0),  # a slow machine may let a process stand still for two seconds
 )
 node.start()
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     verb, *arguments = line.split()
-    print(json.dumps(VERBS[verb](*arguments)), flush=True)
+    try:
+        answer = VERBS[verb](*arguments)
+    except GeraftError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(answer), flush=True)
 node.stop()
