@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from pathlib import Path
 
 import pytest
-from cli_processes import Command, assert_one_line
-from click.testing import CliRunner
+from cli_processes import Command, assert_one_line, run_here
 
-from geraft.cli import main
 from geraft.cli.cluster import LocalCluster
 from geraft.client import Client, gateway
 from geraft.kv import decode_pairs, list_pairs
@@ -23,12 +20,7 @@ pytestmark = pytest.mark.slow  # real nodes
 def geraft(monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command, in this process. It waits for a node that stands still, as one may on a busy machine."""
     monkeypatch.setattr(gateway, "PROBE_SECONDS", 20.0)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = CliRunner().invoke(main, arguments, prog_name="geraft")
-        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
-
-    return run
+    return run_here
 
 
 def pairs(client: Client) -> dict[str, bytes]:

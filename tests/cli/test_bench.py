@@ -23,9 +23,8 @@ def run_without_an_election(geraft: Command, *arguments: str) -> subprocess.Comp
     "arguments",
     [
         ["write", "--through", "node"],
-        ["write", "--through", "client"],
+        ["write", "--through", "client", "--storage", "file"],
         ["write", "--nodes", "1", "--sync", "off"],
-        ["write", "--storage", "file"],
         ["read", "--consistency", "lease", "--storage", "memory"],
     ],
     ids=" ".join,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cli_processes import Command, assert_one_line
+from cli_processes import Command, assert_one_line, run_here
 
 from geraft.cli.cluster import free_addresses
 
@@ -29,8 +29,8 @@ from geraft.cli.cluster import free_addresses
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_was_asked_wrongly(geraft: Command, arguments: list[str], said: str) -> None:
-    done = geraft(*arguments)
+def test_what_was_asked_wrongly(arguments: list[str], said: str) -> None:
+    done = run_here(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert_one_line(done.stderr)

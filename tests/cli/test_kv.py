@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from cli_processes import Command, assert_one_line
+from cli_processes import Command, assert_one_line, run_here
 
 from geraft.cli.cluster import LocalCluster
 
@@ -15,14 +15,17 @@ pytestmark = pytest.mark.slow  # real nodes are started and asked from the comma
 Kv = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture
-def kv(geraft: Command, cluster: LocalCluster) -> Kv:
-    """Runs `geraft kv` with the arguments against the cluster."""
-
+def kv_by(geraft: Command, cluster: LocalCluster) -> Kv:
     def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return geraft("kv", *arguments, "--seeds", ",".join(cluster.addresses), "--timeout", "20", stdin=stdin)
 
     return run
+
+
+@pytest.fixture
+def kv(cluster: LocalCluster) -> Kv:
+    """Runs `geraft kv` with the arguments against the cluster, in this process."""
+    return kv_by(run_here, cluster)
 
 
 def test_put_get_delete(kv: Kv) -> None:
@@ -37,7 +40,8 @@ def test_put_get_delete(kv: Kv) -> None:
         assert_one_line(gone.stderr)
 
 
-def test_a_value_from_stdin_and_one_that_is_not_ascii(kv: Kv) -> None:
+def test_a_value_from_stdin_and_one_that_is_not_ascii(geraft: Command, cluster: LocalCluster) -> None:
+    kv = kv_by(geraft, cluster)  # whose streams are real ones
     kv("put", "letter", "-", stdin="two\nlines\n")
     assert kv("get", "letter").stdout == "two\nlines\n"
     kv("put", "größe", "1 µm")

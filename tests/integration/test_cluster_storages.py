@@ -18,7 +18,7 @@ STORAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize("kind", ["one of each", pytest.param("files", marks=pytest.mark.long)])
 def test_all_nodes_are_killed_and_come_back_with_what_they_acknowledged(tmp_path: Path, kind: str) -> None:
     """The others join the first one while it runs, so that it is the logs alone that tell who is a member."""
     storages = STORAGES[kind]

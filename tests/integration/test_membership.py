@@ -184,7 +184,9 @@ def test_a_leader_is_removed_and_comes_back_over_another_store(tmp_path: Path) -
         cluster.wait_until_even()
 
 
-@pytest.mark.parametrize("storage", ["sqlite", "file", pytest.param("rocksdb", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "storage", ["sqlite", *(pytest.param(other, marks=pytest.mark.long) for other in ("file", "rocksdb"))]
+)
 def test_a_cluster_that_lost_two_of_three_is_recovered(tmp_path: Path, storage: str) -> None:
     if storage == "rocksdb" and find_spec("rocksdict") is None:
         pytest.skip("the extra rocksdb is not installed")
