@@ -5,8 +5,9 @@ PYTHON ?= $(shell tools/find-python)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 VERSIONS := 3.11 3.12 3.13
-# The files of tests are shared out among two processes; each stays whole, as its tests may share a cluster.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+# The files of tests are shared out among three processes, as many tests wait for most of their time; each stays whole,
+# as its tests may share a cluster.
+SIDE_BY_SIDE := -n 3 --dist loadfile
 # Tests start hundreds of processes: where the environment forbids to keep bytecode, each would compile geraft anew.
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -146,8 +146,9 @@ def test_a_leader_that_was_halted_for_five_seconds_steps_down_and_reads_nothing_
 
 
 @pytest.mark.slow
-def test_a_value_of_64_mib_reaches_all_nodes(cluster: Cluster) -> None:
-    value = bytes(range(256)) * (4 * 64 * 1024)
+@pytest.mark.parametrize("mib", [16, pytest.param(64, marks=pytest.mark.long)])
+def test_a_large_value_reaches_all_nodes(cluster: Cluster, mib: int) -> None:
+    value = bytes(range(256)) * (4 * 1024 * mib)
     with tuned(cluster, acceptable_pause_seconds=3.0), cluster.client(timeout_seconds=60) as client:
         term_before = cluster.status(cluster.leader()).term
         write_surely(client, "large", value, 60)

@@ -76,12 +76,13 @@ def one(tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.timeout(300)
-def test_one_node_grows_to_eight_step_by_step_and_all_survive_a_power_cut(one: Cluster) -> None:
+@pytest.mark.parametrize("size", [5, pytest.param(8, marks=pytest.mark.long)])
+def test_one_node_grows_step_by_step_and_all_survive_a_power_cut(one: Cluster, size: int) -> None:
     """Each joins through another one. What is written meanwhile is on all of them, and so is the membership."""
     cluster = one
     with cluster.client(30) as client, Writers(cluster, "growing", callers=2) as writers:
         write_through_every_node(cluster, "of-1")
-        for number in range(2, 9):
+        for number in range(2, size + 1):
             cluster.add(f"n{number}", join=[f"n{number - 1}"])
             if number in (3, 5, 8):
                 wait_until_voters(client, *cluster.members)
