@@ -15,7 +15,6 @@ import pytest
 from cluster_stories import SLOW_TO_ELECT, Writers, assert_nothing_lost, held, tune, voters, wait_until_voters
 
 from geraft.cli.serve import LOG_NAMES
-from geraft.client import Client
 from geraft.errors import CatchUpFailed, MembershipRefused
 from geraft.kv import decode_value, get, put
 from geraft.pb import geraft_pb2 as pb
@@ -34,30 +33,32 @@ def geraft(*arguments: str) -> str:
     return done.stdout if done.returncode == 0 else done.stdout + "failed: " + done.stderr
 
 
-def write_through_every_node(cluster: Cluster, prefix: str, count: int = 20) -> None:
-    """Many writes through each node at once, which passes them on; all of them are on each node afterwards.
+def ask_through(cluster: Cluster, node: str, message: bytes, *, mutation: bool) -> bytes:
+    """What this very node answers, which passes on what is the leader's; a Client would go straight to the leader.
 
-    A Client would go straight to the leader.
+    Again if the outcome is unknown, so the same write twice must be no harm.
     """
+    address = cluster.address(node)
+    asked = pb.ApplyReq(message=message, mutation=mutation, timeout_ms=30_000, wait_for_leader=True)
+    with grpc.insecure_channel(address) as channel:
+
+        def answer() -> tuple[bytes]:
+            try:
+                return (RaftStub(channel).RequestApply(asked, timeout=30).message,)
+            except grpc.RpcError as error:
+                raise error_from_rpc(error, address) from None
+
+        return wait_until(f"{node} answers", answer)[0]
+
+
+def write_through_every_node(cluster: Cluster, prefix: str, count: int = 20) -> None:
+    """Many writes through each node at once; all of them are on each node afterwards."""
     done: list[str] = []
 
     def write(node: str) -> None:
-        address = cluster.address(node)
-        with grpc.insecure_channel(address) as channel:
-            stub = RaftStub(channel)
-            for number in range(count):
-                command = put(f"{prefix}/{node}/{number}", b"%d" % number)
-                asked = pb.ApplyReq(message=command, mutation=True, timeout_ms=30_000, wait_for_leader=True)
-
-                def written(asked: pb.ApplyReq = asked) -> bool:
-                    try:
-                        stub.RequestApply(asked, timeout=30)
-                    except grpc.RpcError as error:
-                        raise error_from_rpc(error, address) from None  # the same value twice is no harm
-                    return True
-
-                wait_until(f"{node} passes a write on", written)
-                done.append(node)
+        for number in range(count):
+            ask_through(cluster, node, put(f"{prefix}/{node}/{number}", b"%d" % number), mutation=True)
+            done.append(node)
 
     threads = [threading.Thread(target=write, args=(node,)) for node in cluster.members]
     for thread in threads:
@@ -120,9 +121,8 @@ def test_a_read_replica_serves_stale_reads_and_passes_on_the_others(one: Cluster
         cluster.wait_until_even()
         replica = cluster.address("n2")
         assert decode_value(client.read(get("color"), "stale", address=replica)) == b"green"
-        with Client(replica) as through_it:
-            write_surely(through_it, "color", b"red")
-            assert decode_value(through_it.read(get("color"))) == b"red"
+        ask_through(cluster, "n2", put("color", b"red"), mutation=True)
+        assert decode_value(ask_through(cluster, "n2", get("color"), mutation=False)) == b"red"
         wait_until("it says what it is", lambda: cluster.status("n2").explanation == "follows n1 as a learner")
         assert cluster.status("n2").membership == "learner"
         assert voters(client) == {"n1"}
