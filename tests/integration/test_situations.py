@@ -158,6 +158,7 @@ def test_a_value_of_100_mb_goes_through_replication_and_through_a_snapshot(tmp_p
         assert_held("newcomer", "second")
 
 
+@pytest.mark.long
 def test_eight_nodes_elect_another_leader_and_again_another(tmp_path: Path) -> None:
     with Cluster(tmp_path, 8) as cluster:
         dead: list[str] = []

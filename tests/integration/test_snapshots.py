@@ -46,7 +46,7 @@ def same_snapshot_twice(client: Client, cluster: Cluster, node: str) -> int:
     return index if index == client.take_snapshot(cluster.address(node)) else 0
 
 
-@pytest.mark.parametrize("patched", [0, 3])
+@pytest.mark.parametrize("patched", [0, pytest.param(3, marks=pytest.mark.long)])
 def test_a_node_that_starts_after_1000_writes_and_compaction_catches_up(tmp_path: Path, patched: int) -> None:
     cluster = Cluster(tmp_path, options=COPIES, patched=patched)
     with cluster.client() as client:
