@@ -286,6 +286,14 @@ def test_who_waits_for_what_arrives_is_told_when_it_is_discarded(desk: Desk) -> 
     assert not desk.app.held
 
 
+def test_who_waits_is_not_told_so_while_another_fetch_of_it_is_under_way(desk: Desk) -> None:
+    waiter = fold_what_arrives(desk)
+    desk.keeper.arrives(3)
+    desk.keeper.discard(3, fetched=True)  # the first
+    desk.record(3)
+    assert waiter.result(20, TimeoutError) == 3
+
+
 def test_what_is_fetched_again_outlives_the_end_of_the_fetch_before(desk: Desk) -> None:
     desk.keeper.arrives(3)
     desk.app.held[3] = b"of one leader"
